@@ -1,0 +1,44 @@
+"""In-context linear regression: the first wing of the book (paper A).
+
+Risks are exact, in float64 and include the floor sigma^2.
+"""
+
+from iclbook.linear.estimators import Estimate, bayes_estimate, bayes_risk, gd_beta_estimate
+from iclbook.linear.layers import LinearSelfAttention, LinearTransformerBlock, token_matrix
+from iclbook.linear.risk import (
+    GDBetaMinimum,
+    LSAMinimum,
+    LTBMinimum,
+    gd_beta_minimum,
+    gd_beta_risk,
+    lsa_minimum,
+    lsa_risk,
+    ltb_minimum,
+    ltb_risk,
+)
+from iclbook.linear.task import Prompts, RegressionTask
+from iclbook.linear.training import Trajectory, exact_risk, train
+
+__all__ = [
+    "Estimate",
+    "GDBetaMinimum",
+    "LSAMinimum",
+    "LTBMinimum",
+    "LinearSelfAttention",
+    "LinearTransformerBlock",
+    "Prompts",
+    "RegressionTask",
+    "Trajectory",
+    "bayes_estimate",
+    "bayes_risk",
+    "exact_risk",
+    "gd_beta_estimate",
+    "gd_beta_minimum",
+    "gd_beta_risk",
+    "lsa_minimum",
+    "lsa_risk",
+    "ltb_minimum",
+    "ltb_risk",
+    "token_matrix",
+    "train",
+]

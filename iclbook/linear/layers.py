@@ -1,0 +1,154 @@
+"""The paper's layers in PyTorch, acting on the token matrix, mask and all.
+
+Taught in the chapter linear/approximation-gap. All weights are float64.
+"""
+
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from iclbook.checks import Array, as_array, as_count
+
+
+def token_matrix(X: ArrayLike, y: ArrayLike, x: ArrayLike) -> Tensor:
+    """The token matrix E of each prompt: labelled pairs as columns, then the query with label 0.
+
+    Args:
+        X: covariates, (n, M, d).
+        y: labels, (n, M).
+        x: queries, (n, d).
+
+    Returns:
+        float64 tensor, (n, d+1, M+1): rows 0..d-1 hold covariates, row d the labels.
+
+    Raises:
+        ValueError: shapes that do not fit each other, NaN, wrong dtype.
+
+    Source: paper A, the prompt embedding.
+    """
+    X = as_array("X", X, (None, None, None))
+    n, M, d = X.shape
+    y, x = as_array("y", y, (n, M)), as_array("x", x, (n, d))
+    E = torch.zeros(n, d + 1, M + 1, dtype=torch.float64)
+    E[:, :d, :M] = torch.from_numpy(X.transpose(0, 2, 1).copy())
+    E[:, d, :M] = torch.from_numpy(y.copy())
+    E[:, :d, M] = torch.from_numpy(x.copy())
+    return E
+
+
+class LinearSelfAttention(nn.Module):
+    """Linear self-attention (LSA): the last entry of E + W_P^T W_V E mask E^T W_K^T W_Q E / M.
+
+    The mask hides the query from the values; M is taken from E.
+
+    Args:
+        d: dimension of the covariates.
+        generator: draws all weights from N(0, 1/(d+1)); without one they start at zero, to be set.
+
+    Raises:
+        ValueError: d < 1, or in the forward pass tokens that do not fit.
+
+    Source: paper A, the class LSA.
+    """
+
+    def __init__(self, d: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.d = as_count("d", d)
+        self.W_K = self._weight(generator)
+        self.W_Q = self._weight(generator)
+        self.W_V = self._weight(generator)
+        self.W_P = self._weight(generator)
+
+    def _weight(self, generator: torch.Generator | None) -> nn.Parameter:
+        size = (self.d + 1, self.d + 1)
+        if generator is None:
+            return nn.Parameter(torch.zeros(size, dtype=torch.float64))
+        draw = torch.randn(size, generator=generator, dtype=torch.float64)
+        return nn.Parameter(draw / (self.d + 1) ** 0.5)
+
+    def attend(self, E: Tensor) -> Tensor:
+        """The layer's full output, (n, d+1, M+1), for tokens E of that shape."""
+        if E.ndim != 3 or E.shape[1] != self.d + 1 or E.shape[2] < 2:
+            raise ValueError(
+                f"E: got shape {tuple(E.shape)}, expected (n, {self.d + 1}, M + 1) with M >= 1"
+            )
+        M = E.shape[2] - 1
+        visible = E.clone()
+        visible[:, :, M] = 0.0  # E times the mask diag(I_M, 0)
+        scores = visible.mT @ self.W_K.T @ self.W_Q @ E
+        return E + self.W_P.T @ self.W_V @ visible @ scores / M
+
+    def forward(self, E: Tensor) -> Tensor:
+        """Predicted labels of the queries, (n,), for tokens E of shape (n, d+1, M+1)."""
+        return self.attend(E)[:, -1, -1]
+
+    def reduced(self) -> tuple[Array, Array]:
+        """(v, W) of the same function in its reduced form <W G v, x>: (d+1,) and (d, d+1).
+
+        Source: derived in this book, the section on what the two layers compute.
+        """
+        with torch.no_grad():
+            return _numpy(self.W_V.T @ self.W_P[:, -1]), _numpy(self._key_query())
+
+    def _key_query(self) -> Tensor:
+        return (self.W_Q.T @ self.W_K)[: self.d]
+
+
+class LinearTransformerBlock(LinearSelfAttention):
+    """Linear Transformer block (LTB): linear self-attention, then the linear MLP W_2^T W_1.
+
+    Args and errors as for LinearSelfAttention.
+
+    Source: paper A, the class LTB.
+    """
+
+    def __init__(self, d: int, generator: torch.Generator | None = None) -> None:
+        super().__init__(d, generator)
+        self.W_1 = self._weight(generator)
+        self.W_2 = self._weight(generator)
+
+    def forward(self, E: Tensor) -> Tensor:
+        """Predicted labels of the queries, (n,), for tokens E of shape (n, d+1, M+1)."""
+        return (self.W_2.T @ self.W_1 @ self.attend(E))[:, -1, -1]
+
+    def reduced(self) -> tuple[Array, Array, Array]:
+        """(u, v, W) of the same function in its reduced form <u + W G v, x>.
+
+        Shapes (d,), (d+1,) and (d, d+1).
+
+        Source: derived in this book, the section on what the two layers compute.
+        """
+        with torch.no_grad():
+            row = self.W_1.T @ self.W_2[:, -1]  # last row of W_2^T W_1
+            v = self.W_V.T @ self.W_P @ row
+            return _numpy(row[: self.d]), _numpy(v), _numpy(self._key_query())
+
+    @classmethod
+    def from_gd_beta(cls, beta: ArrayLike, Gamma: ArrayLike) -> Self:
+        """The block that takes one gradient step from `beta` (d,) with matrix step `Gamma` (d, d).
+
+        Raises:
+            ValueError: shapes that do not fit each other, NaN, wrong dtype.
+
+        Source: paper A, every GD-beta is an LTB; these weights are this book's.
+        """
+        beta = as_array("beta", beta, (None,))
+        d = len(beta)
+        Gamma = as_array("Gamma", Gamma, (d, d))
+        block = cls(d)
+        with torch.no_grad():
+            # u = beta from the MLP's last row; v = (-beta, 1) through the label coordinate alone.
+            block.W_1.copy_(torch.eye(d + 1))
+            block.W_2[:, d] = torch.tensor(np.append(beta, 1.0))
+            block.W_P[d, d] = 1.0
+            block.W_V[d] = torch.tensor(np.append(-beta, 1.0))
+            block.W_K[:d, :d] = torch.eye(d)
+            block.W_Q[:d, :d] = torch.tensor(Gamma.T.copy())
+        return block
+
+
+def _numpy(tensor: Tensor) -> Array:
+    return tensor.numpy().copy()

@@ -1,0 +1,127 @@
+"""In-context linear regression: the task distribution and its prompts (chapter linear/prompts)."""
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from iclbook.checks import Array, as_array, as_count, as_covariance, as_number
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """n prompts, each with M labelled pairs, a query, and the query's hidden label."""
+
+    X: Array
+    """Covariates, (n, M, d)."""
+    y: Array
+    """Labels, (n, M)."""
+    x: Array
+    """Queries, (n, d)."""
+    target: Array
+    """The queries' labels, noise included, (n,)."""
+    beta: Array
+    """The task vectors behind the prompts, (n, d). No estimator may look at them."""
+
+
+@dataclass(frozen=True, eq=False)
+class RegressionTask:
+    """The distribution of tasks and prompts of paper A.
+
+    A task is a vector beta ~ N(beta_star, Psi) in R^d. A prompt holds M pairs with covariates
+    x_i ~ N(0, H) and labels y_i = <beta, x_i> + eps_i, eps_i ~ N(0, sigma^2), and a query drawn
+    alike.
+
+    Attributes:
+        H: covariance of the covariates, (d, d), positive semi-definite.
+        Psi: covariance of the task vectors, (d, d), positive semi-definite.
+        beta_star: mean of the task vectors, (d,): what all tasks share.
+        sigma: standard deviation of the label noise, at least 0, in units of a label.
+        M: number of labelled pairs in a prompt, at least 1.
+
+    Raises:
+        ValueError: names the argument, what was given and what was expected.
+
+    Source: Zhang, Wu, Bartlett (NeurIPS 2024), the problem setup.
+    """
+
+    H: ArrayLike
+    Psi: ArrayLike
+    beta_star: ArrayLike
+    sigma: float
+    M: int
+    root_H: Array = field(init=False, repr=False)
+    """Symmetric square root of H, (d, d)."""
+    root_Psi: Array = field(init=False, repr=False)
+    """Symmetric square root of Psi, (d, d)."""
+
+    def __post_init__(self) -> None:
+        H = as_covariance("H", self.H)
+        d = len(H)
+        checked = {
+            "H": H,
+            "Psi": as_covariance("Psi", self.Psi, d),
+            "beta_star": as_array("beta_star", self.beta_star, (d,)),
+            "sigma": as_number("sigma", self.sigma, least=0.0),
+            "M": as_count("M", self.M),
+        }
+        checked["root_H"] = symmetric_root(checked["H"])
+        checked["root_Psi"] = symmetric_root(checked["Psi"])
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def isotropic(cls, d: int, M: int, psi: float, signal: float, sigma: float) -> Self:
+        """H = I, Psi = psi I, and beta_star of norm `signal` along the first axis.
+
+        Raises:
+            ValueError: d < 1, M < 1, or psi, signal or sigma negative or not finite.
+        """
+        d = as_count("d", d)
+        beta_star = np.zeros(d)
+        beta_star[0] = as_number("signal", signal, least=0.0)
+        return cls(np.eye(d), as_number("psi", psi, least=0.0) * np.eye(d), beta_star, sigma, M)
+
+    @property
+    def d(self) -> int:
+        """Dimension of the covariates."""
+        return len(self.beta_star)
+
+    @property
+    def phi(self) -> Array:
+        """Eigenvalues of H^(1/2) Psi H^(1/2), (d,), ascending.
+
+        They are the label variances that the task's own part carries, direction by direction.
+        """
+        return np.clip(np.linalg.eigvalsh(self.root_H @ self.Psi @ self.root_H), 0.0, None)
+
+    @property
+    def tau(self) -> float:
+        """tr(H Psi) + sigma^2: the variance of a label around <beta_star, x>."""
+        return float(np.trace(self.H @ self.Psi)) + self.sigma**2
+
+    def sample(self, n: int, rng: np.random.Generator) -> Prompts:
+        """Draw n independent prompts.
+
+        Task vectors, covariates, noise and queries come from four streams spawned from `rng`, so
+        that two settings that differ in sigma alone, say, see the same tasks and covariates.
+
+        Raises:
+            ValueError: n < 1.
+        """
+        n = as_count("n", n)
+        tasks, data, noise, queries = rng.spawn(4)
+        beta = self.beta_star + tasks.standard_normal((n, self.d)) @ self.root_Psi
+        X = data.standard_normal((n, self.M, self.d)) @ self.root_H
+        x = queries.standard_normal((n, self.d)) @ self.root_H
+        eps = self.sigma * noise.standard_normal((n, self.M + 1))
+        y = (X @ beta[:, :, None])[:, :, 0] + eps[:, :-1]
+        target = (x * beta).sum(axis=1) + eps[:, -1]
+        return Prompts(X=X, y=y, x=x, target=target, beta=beta)
+
+
+def symmetric_root(A: Array) -> Array:
+    """The symmetric positive semi-definite square root of A, (d, d)."""
+    values, vectors = np.linalg.eigh(A)
+    return (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
