@@ -30,6 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.legend import Legend
 
 PALETTE: Mapping[str, str] = {
@@ -48,7 +49,7 @@ SEQUENTIAL = "cividis"
 """Colour map for quantities that go from little to much."""
 
 DIVERGING = LinearSegmentedColormap.from_list(
-    "icl_diverging", ["#0b3c78", "#5c8ec6", "#dcdcdc", "#e08a54", "#8a2f00"]
+    "icl_diverging", ["#12427f", "#5b8cc3", "#dcdcdc", "#cd7a46", "#762900"]
 )
 """Colour map for quantities with a middle, such as differences: blue, grey, vermillion. Its ends
 are equally dark, so the middle must be put at the centre: ``vmin=-a, vmax=a``."""
@@ -70,8 +71,6 @@ _STYLE: dict[str, Any] = {
     "grid.color": "#000000",
     "grid.alpha": 0.13,
     "grid.linewidth": 0.7,
-    "image.cmap": SEQUENTIAL,
-    "image.interpolation": "none",  # kept as cells, so that the browser does not blur them
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same drawing everywhere
     "font.size": 10,
@@ -93,21 +92,15 @@ _PHONE = 358  # CSS pixels of text width on a phone: a figure that needs more sc
 def series(key: int | str) -> dict[str, Any]:
     """Colour, line style and marker that belong together, for ``ax.plot(x, y, **series(0))``.
 
-    Parameters
-    ----------
-    key : int or str
-        Place in the palette, 0 to 5, or name of a colour in it.
+    Args:
+        key: Place in the palette, 0 to 5, or name of a colour in it.
 
-    Returns
-    -------
-    dict
-        ``color``, ``linestyle``, ``linewidth``, ``marker``, ``markersize``. For many points add
+    Returns:
+        ``color``, ``linestyle``, ``linewidth``, ``marker`` and ``markersize``. For many points add
         ``markevery``; for points without lines, ``series(0) | {"linestyle": "none"}``.
 
-    Raises
-    ------
-    ValueError
-        If the palette has no such colour.
+    Raises:
+        ValueError: If the palette has no such colour.
     """
     place = _place(key)
     return {
@@ -124,10 +117,8 @@ def band(key: int | str) -> dict[str, Any]:
 
     For ``ax.fill_between(x, low, high, **band(0))``.
 
-    Raises
-    ------
-    ValueError
-        If the palette has no such colour.
+    Raises:
+        ValueError: If the palette has no such colour.
     """
     return {"color": list(PALETTE.values())[_place(key)], "alpha": 0.2, "linewidth": 0}
 
@@ -149,19 +140,15 @@ def subplots(
     The figure is not pyplot's: nothing is shown until `show`, and the reader's own rcParams stay as
     they are.
 
-    Parameters
-    ----------
-    rows, columns : int
-        Of the grid of axes.
-    width, height : float
-        Of the whole figure, in inches. Up to 5.4 inches fit a phone; wider figures scroll there.
-    **options
-        Of `matplotlib.figure.Figure.subplots`, such as ``sharey=True``.
+    Args:
+        rows: Of the grid of axes.
+        columns: Of the grid of axes.
+        width: Of the whole figure, in inches. Up to 5.4 fit a phone; wider figures scroll there.
+        height: Of the whole figure, in inches.
+        **options: Of `matplotlib.figure.Figure.subplots`, such as ``sharey=True``.
 
-    Returns
-    -------
-    (Figure, Axes or array of Axes)
-        As `matplotlib.pyplot.subplots` does.
+    Returns:
+        The figure and its axes, one or an array of them, as `matplotlib.pyplot.subplots` does.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -172,22 +159,17 @@ def subplots(
 def show(fig: Figure, *, alt: str, caption: str) -> None:
     """Show a figure in the page, with its caption, as SVG that fits light and dark pages.
 
-    Parameters
-    ----------
-    fig : Figure
-        From `subplots`. It is not changed, except for the frames of its legends.
-    alt : str
-        What the figure shows, for readers who do not see it: the axes, the curves and what they do.
-        Plain text.
-    caption : str
-        What to see in the figure. Plain text with mathematics between single dollar signs.
+    Args:
+        fig: From `subplots`. It is not changed, except for the frames of its legends and the
+            interpolation of its images.
+        alt: What the figure shows, for readers who do not see it: the axes, the curves and what
+            they do. Plain text.
+        caption: What to see in the figure. Plain text with mathematics between single dollar signs.
 
-    Raises
-    ------
-    ValueError
-        If `alt` or `caption` is empty, if the caption has an odd number of dollar signs, or if axes
-        with data lack a label on x or y (a colour bar needs one label). Axes that share an axis
-        need its label once; axes that are switched off need none.
+    Raises:
+        ValueError: If `alt` or `caption` is empty, if the caption has an odd number of dollar
+            signs, or if axes with data lack a label on x or y (a colour bar needs one label). Axes
+            that share an axis need its label once; axes that are switched off need none.
     """
     if not alt.strip():
         raise ValueError("a figure needs alt text: what it shows, for readers who do not see it")
@@ -243,6 +225,8 @@ def _draw(fig: Figure) -> str:
     """SVG of a figure, with the colours of the page and with identifiers of its own."""
     for legend in fig.findobj(Legend):
         legend.get_frame().set(facecolor="#ffffff", edgecolor="none", alpha=0.8)
+    for image in fig.findobj(AxesImage):
+        image.set_interpolation("none")  # each cell as it is, which no browser blurs
     drawn = io.BytesIO()
     with mpl.rc_context(_SAVE):
         fig.savefig(drawn, format="svg", facecolor="none", metadata={"Date": None})

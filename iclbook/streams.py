@@ -30,23 +30,16 @@ def _sequence(seed: int, name: str) -> np.random.SeedSequence:
 def stream(seed: int, name: str) -> np.random.Generator:
     """NumPy generator of the stream called `name` of a seed.
 
-    Parameters
-    ----------
-    seed : int
-        Not negative.
-    name : str
-        What the stream is for, such as ``"tasks"`` or ``"noise"``. Not empty.
+    Args:
+        seed: Not negative.
+        name: What the stream is for, such as ``"tasks"`` or ``"noise"``. Not empty.
 
-    Returns
-    -------
-    numpy.random.Generator
-        The same numbers for the same seed and name, in any process and any order of calls;
-        independent numbers for any other pair.
+    Returns:
+        A generator with the same numbers for the same seed and name, in any process and any order
+        of calls, and with independent numbers for any other pair.
 
-    Raises
-    ------
-    ValueError
-        If the seed is negative or not a whole number, or the name is empty.
+    Raises:
+        ValueError: If the seed is negative or not a whole number, or the name is empty.
     """
     return np.random.Generator(np.random.PCG64(_sequence(seed, name)))
 
