@@ -1,0 +1,176 @@
+"""The built site in a real browser: it loads, shows its mathematics and asks nothing of the network.
+
+Needs `_build/html` (`make book`) and Chromium: $CHROMIUM, or chromium or google-chrome on the PATH.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import pytest
+from playwright.sync_api import BrowserContext, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "_build" / "html"
+PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
+BROWSER = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update"
+).split()
+
+# Ink and ground of every figure, as [r, g, b]: the text colour, and what is painted behind it.
+INK_AND_GROUND = """() => {
+  const rgb = text => text.match(/[\\d.]+/g).map(Number);
+  return [...document.querySelectorAll("figure.icl-figure svg")].map(svg => {
+    let ground = svg;
+    while (ground && (rgb(getComputedStyle(ground).backgroundColor)[3] ?? 1) === 0)
+      ground = ground.parentElement;
+    const ink = getComputedStyle(svg).color;
+    const painted = [...svg.querySelectorAll("*")].map(node => getComputedStyle(node));
+    return {
+      label: svg.getAttribute("aria-label"),
+      ink: rgb(ink).slice(0, 3),
+      ground: ground ? rgb(getComputedStyle(ground).backgroundColor).slice(0, 3) : [255, 255, 255],
+      used: painted.some(style => style.fill === ink || style.stroke === ink),
+    };
+  });
+}"""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A page that has loaded, and what it asked for and complained of meanwhile."""
+
+    path: Path
+    page: Page
+    requests: list[str]
+    errors: list[str]
+
+
+@pytest.fixture(scope="session")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
+    if BROWSER is None:
+        reason = "no browser: set CHROMIUM, or put chromium or google-chrome on the PATH"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"), executable_path=BROWSER, args=FLAGS
+        )
+        context.set_default_timeout(20_000)
+        yield context
+        context.close()
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def visit(request: pytest.FixtureRequest, context: BrowserContext) -> Iterator[Visit]:
+    page = context.new_page()
+    requests, errors = [], []
+    page.on("request", lambda sent: requests.append(sent.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda told: errors.append(told.text) if told.type == "error" else None)
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.goto((SITE / request.param).as_uri(), wait_until="load")
+    page.wait_for_load_state("networkidle")
+    page.evaluate("() => window.MathJax?.startup?.promise")
+    # index.html sends its reader on to the first page.
+    path = Path(unquote(urlsplit(page.url).path))
+    yield Visit(path, page, requests, errors)
+    page.close()
+
+
+def test_the_site_is_built() -> None:
+    assert "index.html" in PAGES, "there is no site in _build/html: run `make book`"
+
+
+def test_no_request_leaves_the_machine(visit: Visit) -> None:
+    assert [url for url in visit.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_no_errors_in_the_console(visit: Visit) -> None:
+    assert visit.errors == []
+
+
+def test_mathematics_is_set(visit: Visit) -> None:
+    wanted = visit.page.locator("article .math").count()
+    assert visit.page.locator("article mjx-container").count() >= wanted
+    assert visit.page.locator("mjx-merror, [data-mjx-error]").all_inner_texts() == []
+    prose = visit.page.evaluate(
+        """() => {
+          const copy = document.querySelector("article")?.cloneNode(true);
+          copy?.querySelectorAll("pre, code, script, mjx-container").forEach(node => node.remove());
+          return copy?.textContent ?? "";
+        }"""
+    )
+    assert re.findall(r"\\[(\[].{0,40}|\$\$.{0,40}|.{0,20}\\(?:frac|mathbb|beta)\b", prose) == []
+
+
+def test_pictures_have_a_text_alternative(visit: Visit) -> None:
+    mute = visit.page.evaluate(
+        """() => [...document.querySelectorAll("article img, article svg")]
+          .filter(node => !node.closest("button, mjx-container, [aria-hidden=true]"))
+          .filter(node => !(node.getAttribute("alt") ?? node.getAttribute("aria-label"))?.trim())
+          .map(node => node.outerHTML.slice(0, 200))"""
+    )
+    assert mute == []
+
+
+def test_links_inside_the_book_lead_somewhere(visit: Visit) -> None:
+    links = visit.page.evaluate("() => [...document.querySelectorAll('a[href]')].map(a => a.href)")
+    dead = []
+    for link in sorted({link for link in links if link.startswith("file:")}):
+        address, fragment = urldefrag(link)
+        target = Path(unquote(urlsplit(address).path))
+        if not target.is_file():
+            dead.append(link)
+        elif fragment and f'id="{unquote(fragment)}"' not in target.read_text("utf8"):
+            dead.append(link)
+    assert dead == []
+
+
+def test_a_phone_need_not_scroll_sideways(visit: Visit) -> None:
+    visit.page.set_viewport_size({"width": 390, "height": 844})
+    try:
+        assert visit.page.evaluate("() => document.documentElement.scrollWidth") <= 390
+        assert visit.page.evaluate("() => document.body.scrollWidth") <= 390
+    finally:
+        visit.page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_dark_mode_and_figures_in_both(visit: Visit) -> None:
+    for theme in ("light", "dark"):
+        switch_to(visit.page, theme)
+        for figure in visit.page.evaluate(INK_AND_GROUND):
+            assert figure["used"], f"no line in the page's text colour: {figure['label']}"
+            ratio = contrast(figure["ink"], figure["ground"])
+            assert ratio > 4.5, f"{theme}: contrast {ratio:.1f} in {figure['label']}"
+
+
+def switch_to(page: Page, theme: str) -> None:
+    """Press the page's own switch (automatic, light, dark) until it shows the theme."""
+    for _ in range(3):
+        mode = page.evaluate("() => document.documentElement.dataset.mode")
+        if mode == theme:
+            break
+        page.locator(".theme-switch-button:visible").first.click()
+    assert page.evaluate("() => document.documentElement.dataset.theme") == theme
+
+
+def contrast(one: list[float], other: list[float]) -> float:
+    """Contrast of two sRGB colours, 1 to 21 (WCAG 2.2, relative luminance)."""
+
+    def luminance(colour: list[float]) -> float:
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+            for c in (channel / 255 for channel in colour)
+        ]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
