@@ -1,4 +1,4 @@
-"""The built site in a real browser: it loads, shows its mathematics and asks nothing of the network.
+"""The built site in a real browser: it loads, shows its mathematics, and works off the network.
 
 Needs `_build/html` (`make book`) and Chromium: $CHROMIUM, or chromium or google-chrome on the PATH.
 """
@@ -12,16 +12,26 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_build" / "html"
-PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
+PAGES = sorted(
+    path.relative_to(SITE).as_posix()
+    for path in SITE.rglob("*.html")
+    if path.relative_to(SITE).parts[0] != "_static"
+)
 BROWSER = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
 
 # Ink and ground of every figure, as [r, g, b]: the text colour, and what is painted behind it.
 INK_AND_GROUND = """() => {
@@ -53,36 +63,34 @@ class Visit:
 
 
 @pytest.fixture(scope="session")
-def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
+def browser() -> Iterator[Browser]:
     if BROWSER is None:
         reason = "no browser: set CHROMIUM, or put chromium or google-chrome on the PATH"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
     with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("profile"), executable_path=BROWSER, args=FLAGS
-        )
-        context.set_default_timeout(20_000)
-        yield context
-        context.close()
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="module", params=PAGES)
-def visit(request: pytest.FixtureRequest, context: BrowserContext) -> Iterator[Visit]:
+def visit(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Visit]:
+    """A first visit: nothing is remembered from other pages."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(20_000)
     page = context.new_page()
     requests, errors = [], []
     page.on("request", lambda sent: requests.append(sent.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda told: errors.append(told.text) if told.type == "error" else None)
-    page.set_viewport_size({"width": 1280, "height": 900})
     page.goto((SITE / request.param).as_uri(), wait_until="load")
-    page.wait_for_load_state("networkidle")
-    page.evaluate("() => window.MathJax?.startup?.promise")
+    page.evaluate("() => window.MathJax?.startup?.promise.then(() => document.fonts.ready)")
     # index.html sends its reader on to the first page.
     path = Path(unquote(urlsplit(page.url).path))
     yield Visit(path, page, requests, errors)
-    page.close()
+    context.close()
 
 
 def test_the_site_is_built() -> None:
@@ -127,9 +135,7 @@ def test_links_inside_the_book_lead_somewhere(visit: Visit) -> None:
     for link in sorted({link for link in links if link.startswith("file:")}):
         address, fragment = urldefrag(link)
         target = Path(unquote(urlsplit(address).path))
-        if not target.is_file():
-            dead.append(link)
-        elif fragment and f'id="{unquote(fragment)}"' not in target.read_text("utf8"):
+        if not target.is_file() or (fragment and not has_id(target, unquote(fragment))):
             dead.append(link)
     assert dead == []
 
@@ -150,6 +156,10 @@ def test_dark_mode_and_figures_in_both(visit: Visit) -> None:
             assert figure["used"], f"no line in the page's text colour: {figure['label']}"
             ratio = contrast(figure["ink"], figure["ground"])
             assert ratio > 4.5, f"{theme}: contrast {ratio:.1f} in {figure['label']}"
+
+
+def has_id(page: Path, name: str) -> bool:
+    return f'id="{name}"' in page.read_text("utf8")
 
 
 def switch_to(page: Page, theme: str) -> None:
