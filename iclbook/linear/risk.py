@@ -5,8 +5,10 @@ a linear self-attention layer (LSA) predicts <W G v, x> and a linear Transformer
 predicts <u + W G v, x>. Every risk is E (prediction - label)^2 in squared units of a label and
 includes the floor sigma^2.
 
-All moments are computed after the change of variables z = H^(-1/2) x, y' = y / L, where L is
-the root mean square of a label: then H = I and every remaining quantity is of order 1.
+All moments are computed after the change of variables x = R z, y = <beta_star, x> + L y', where
+H = R R^T and L is a unit of labels. Tokens change linearly, so W, v and u absorb it. Then H = I,
+the task vector is a centred Gaussian, and beta_star is left in one place only: an LSA layer, whose
+u is 0, has u = -R^T beta_star / L in these variables.
 """
 
 from dataclasses import dataclass
@@ -119,12 +121,14 @@ def ltb_risk(task: RegressionTask, u: ArrayLike, v: ArrayLike, W: ArrayLike) -> 
     u = as_array("u", u, (d,))
     v = as_array("v", v, (d + 1,))
     W = as_array("W", W, (d, d + 1))
-    std = _standardise(task)
-    u, v, W = std.root @ u / std.scale, std.token @ v, std.root @ W @ std.token / std.scale
-    K, C, m = _moments(std, v[:-1] + v[-1] * std.b, v[-1])
-    bias = u + W @ m - std.b
+    R, beta = _factor(task), task.beta_star
+    std = _standardise(task, R, 1.0)
+    # G = T G' T^T with the tokens' change T = [[R, 0], [beta_star^T R, 1]].
+    W = R.T @ np.column_stack([(W[:, :d] + np.outer(W[:, d], beta)) @ R, W[:, d]])
+    K, C, m = _moments(std, R.T @ (v[:d] + v[d] * beta), v[d])
+    bias = R.T @ (u - beta) + W @ m
     spread = np.trace(std.Phi) - 2 * np.sum(W * C) + np.sum((W @ K) * W)
-    return float(std.scale**2 * (std.sigma**2 + bias @ bias + spread))
+    return float(std.noise + bias @ bias + spread)
 
 
 def lsa_minimum(task: RegressionTask) -> LSAMinimum:
@@ -147,87 +151,67 @@ def ltb_minimum(task: RegressionTask) -> LTBMinimum:
     return LTBMinimum(*_minimum(task, free_u=True))
 
 
-# --- the task in standard units: z = H^(-1/2) x and y' = y / L -----------------------------------
+# --- the task in standard units: x = R z and y = <beta_star, x> + L y' ----------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class _Standard:
-    """The task after whitening: beta' = H^(1/2) beta / L ~ N(b, Phi), noise sigma, H = I."""
+    """The task after whitening and centring: delta = R^T (beta - beta_star) / L ~ N(0, Phi)."""
 
     Phi: Array
     b: Array
-    sigma: float
+    """R^T beta_star / L."""
+    noise: float
+    """sigma^2 / L^2."""
     M: int
-    scale: float
-    """L, the root mean square of a label, in units of a label."""
-    root: Array
-    """H^(1/2)."""
-    inverse_root: Array
-    """Pseudo-inverse of H^(1/2)."""
-
-    @property
-    def token(self) -> Array:
-        """diag(H^(1/2), L): a token is this matrix times a token in standard units."""
-        return _block_diagonal(self.root, self.scale)
-
-    @property
-    def inverse_token(self) -> Array:
-        return _block_diagonal(self.inverse_root, 1 / self.scale)
 
 
-def _standardise(task: RegressionTask) -> _Standard:
-    root = task.root_H
-    b, Phi = root @ task.beta_star, root @ task.Psi @ root
-    scale = float(np.sqrt(np.trace(Phi) + b @ b + task.sigma**2))
-    scale = scale or 1.0  # labels that are all 0 have no unit of their own
+def _factor(task: RegressionTask) -> Array:
+    """R with H = R R^T and orthogonal columns, (d, rank of H), of one column if H = 0.
+
+    A square root of size (d, d) would not do: it whitens x to a z with directions that no prompt
+    has, and a layer that could see them would have a lower risk.
+    """
+    vectors, sizes, _ = np.linalg.svd(task.root_H)
+    rank = max(1, int(np.sum(sizes > 1e-8 * sizes[0])))
+    return vectors[:, :rank] * sizes[:rank]
+
+
+def _standardise(task: RegressionTask, R: Array, unit: float) -> _Standard:
+    """The task with L = `unit`."""
+    root = R.T @ task.root_Psi / unit
     return _Standard(
-        Phi=Phi / scale**2,
-        b=b / scale,
-        sigma=task.sigma / scale,
+        Phi=root @ root.T,
+        b=R.T @ task.beta_star / unit,
+        noise=(task.sigma / unit) ** 2,
         M=task.M,
-        scale=scale,
-        root=root,
-        inverse_root=np.linalg.pinv(root, rcond=1e-8, hermitian=True),
     )
-
-
-def _block_diagonal(A: Array, a: float) -> Array:
-    d = len(A)
-    block = np.zeros((d + 1, d + 1))
-    block[:d, :d], block[d, d] = A, a
-    return block
 
 
 def _moments(std: _Standard, omega: Array, c: float) -> tuple[Array, Array, Array]:
-    """Mean and covariances of G v, in standard units, for v = (omega - c b, c).
+    """Mean and covariances of G v, in standard units, for v = (omega, c).
 
     Returns:
-        K = Cov(G v), (d+1, d+1); C = Cov(beta, G v), (d, d+1); m = E G v, (d+1,).
+        K = Cov(G v), (d+1, d+1); C = Cov(delta, G v), (d, d+1); m = E G v, (d+1,), where d is
+        the dimension of z.
 
-    Given beta = b + delta, G is a Wishart matrix over M with mean Sigma(beta), and
-    Sigma v = (omega + c delta, s0 + h^T delta + c |delta|^2 + c sigma^2) with h = c b + omega; the
-    rest is fourth moments of the Gaussian delta (Isserlis). One class of terms carries 1/M.
+    Given delta, M G is a Wishart matrix with M degrees of freedom and mean M Sigma(delta), and
+    Sigma v = (omega + c delta, omega^T delta + c |delta|^2 + c noise); the rest is fourth moments
+    of the Gaussian delta (Isserlis).
     """
-    Phi, b, s2, M = std.Phi, std.b, std.sigma**2, std.M
-    d = len(b)
-    t, t2 = np.trace(Phi), np.sum(Phi * Phi)
-    tau, kappa = t + s2, (M + 1) / M
-    h, Phi_h, Phi_omega = c * b + omega, Phi @ (c * b + omega), Phi @ omega
-    mean_y = b @ omega + c * tau  # E of the last entry of Sigma v
-    power = omega @ omega + c * c * tau  # E v^T Sigma v
+    Phi, M = std.Phi, std.M
+    d, t2 = len(Phi), np.sum(Phi * Phi)
+    tau = np.trace(Phi) + std.noise
+    Phi_omega, power = Phi @ omega, omega @ omega
     K = np.empty((d + 1, d + 1))
-    K[:d, :d] = np.outer(omega, omega) / M + kappa * c * c * Phi + power / M * np.eye(d)
-    K[:d, d] = K[d, :d] = (
-        mean_y * omega / M + kappa * c * Phi_h + (power * b + 2 * c * Phi_omega) / M
-    )
+    K[:d, :d] = (
+        np.outer(omega, omega) + (M + 1) * c * c * Phi + (power + c * c * tau) * np.eye(d)
+    ) / M
+    K[:d, d] = K[d, :d] = c * (tau * omega + (M + 3) * Phi_omega) / M
     K[d, d] = (
-        mean_y**2 / M
-        + kappa * (h @ Phi_h + 2 * c * c * t2)
-        + power * (b @ b + s2) / M
-        + ((omega @ omega + c * c * s2) * t + 4 * c * b @ Phi_omega + c * c * (t * t + 2 * t2)) / M
-    )
-    C = np.column_stack([c * Phi, Phi_h])
-    return K, C, np.append(omega, mean_y)
+        tau * (power + 2 * c * c * tau) + (M + 1) * omega @ Phi_omega + 2 * (M + 2) * c * c * t2
+    ) / M
+    return K, np.column_stack([c * Phi, Phi_omega]), np.append(omega, c * tau)
 
 
 # --- minimisation over the direction of v ---------------------------------------------------------
@@ -247,38 +231,26 @@ def _profile_and_gradient(point: Array, std: _Standard, free_u: bool) -> tuple[f
     """The profile at point = (omega, c) and its gradient, (d+1,): W and u stay at their optimum."""
     omega, c = point[:-1], point[-1]
     value, W = _profile(std, omega, c, free_u)
-    Phi, b, s2, a = std.Phi, std.b, std.sigma**2, 1 / std.M
-    t, t2, kappa = np.trace(Phi), np.sum(Phi * Phi), 1 + 1 / std.M
-    tau, bb = t + s2, b @ b
-    h, Phi_b, Phi_omega = c * b + omega, Phi @ b, Phi @ omega
-    Phi_h = Phi @ h
-    mean_y = b @ omega + c * tau
+    Phi, M = std.Phi, std.M
+    t2, tau = np.sum(Phi * Phi), np.trace(Phi) + std.noise
+    Phi_omega = Phi @ omega
     Wx, wy = W[:, :-1], W[:, -1]
     Bxx, bxy, byy = Wx.T @ Wx, Wx.T @ wy, wy @ wy
-    trace_B, Phi_bxy = np.trace(Bxx), Phi @ bxy
-    # d/d omega and d/dc of <W^T W, K> - 2 <W, C>, block by block: xx, xy (twice), yy, C.
+    cross = tau * bxy + (M + 3) * Phi @ bxy
+    # d/d omega and d/dc of <W^T W, K> - 2 <W, C>: the blocks xx, xy (twice) and yy of K, then C.
     g_omega = (
-        2 * a * (Bxx @ omega + trace_B * omega)
-        + 2 * a * (mean_y * bxy + (bxy @ omega) * b + 2 * (bxy @ b) * omega + 2 * c * Phi_bxy)
-        + 2 * kappa * c * Phi_bxy
-        + byy * (2 * kappa * Phi_h)
-        + byy * a * (2 * mean_y * b + 2 * (bb + s2 + t) * omega + 4 * c * Phi_b)
-        - 2 * Phi @ wy
-    )
+        2 * (Bxx @ omega + np.trace(Bxx) * omega)
+        + 2 * c * cross
+        + 2 * byy * (tau * omega + (M + 1) * Phi_omega)
+    ) / M - 2 * Phi @ wy
     g_c = (
-        2 * kappa * c * np.sum(Bxx * Phi)
-        + 2 * a * c * tau * trace_B
-        + 2 * kappa * bxy @ (Phi_h + c * Phi_b)
-        + 2 * a * (tau * (bxy @ omega) + 2 * c * tau * (bxy @ b) + 2 * bxy @ Phi_omega)
-        + byy * kappa * (2 * h @ Phi_b + 4 * c * t2)
-        + byy * a * (2 * mean_y * tau + 2 * c * tau * (bb + s2) + 2 * c * s2 * t)
-        + byy * a * (4 * b @ Phi_omega + 2 * c * (t * t + 2 * t2))
-        - 2 * (np.sum(Phi * Wx) + wy @ Phi_b)
-    )
+        2 * c * ((M + 1) * np.sum(Bxx * Phi) + tau * np.trace(Bxx))
+        + 2 * omega @ cross
+        + 4 * byy * c * (tau**2 + (M + 2) * t2)
+    ) / M - 2 * np.sum(Phi * Wx)
     if not free_u:  # the squared bias |W m - b|^2, which a free u would cancel
-        pull = 2 * W.T @ (W @ np.append(omega, mean_y) - b)
-        g_omega = g_omega + pull[:-1] + pull[-1] * b
-        g_c = g_c + pull[-1] * tau
+        pull = 2 * W.T @ (W @ np.append(omega, c * tau) - std.b)
+        g_omega, g_c = g_omega + pull[:-1], g_c + pull[-1] * tau
     return value, np.append(g_omega, g_c)
 
 
@@ -288,8 +260,8 @@ _ANGLES = 48  # starts on each half circle
 def _starts(std: _Standard) -> list[Array]:
     """Points (omega, c) from which a minimisation starts: the local minima along half circles.
 
-    The circles turn c's axis towards b, Phi b, Phi^2 b and each eigenvector of Phi; for H = I and
-    Psi = psi I the first of them holds every stationary point.
+    The circles turn c's axis towards b, Phi b, Phi^2 b and each eigenvector of Phi. For H = I and
+    Psi = psi I, every minimum that searches from random points found lay on the first of them.
     """
     directions = [
         std.b,
@@ -306,7 +278,11 @@ def _starts(std: _Standard) -> list[Array]:
 
 def _minimum(task: RegressionTask, free_u: bool) -> tuple[float, Array, Array, Array]:
     """(risk, u, v, W) at the global minimum; v's last entry is 1 unless it is 0."""
-    d, std = task.d, _standardise(task)
+    # The unit makes the value to be minimised of order 1; labels that are all 0 have no unit.
+    R, beta = _factor(task), task.beta_star
+    signal = 0.0 if free_u else float(np.sum((R.T @ beta) ** 2))
+    unit = float(np.sqrt(task.tau + signal)) or 1.0
+    std = _standardise(task, R, unit)
     starts = _starts(std)
     heights = np.array([_profile(std, s[:-1], s[-1], free_u)[0] for s in starts])
     heights = heights.reshape(-1, _ANGLES)
@@ -323,7 +299,7 @@ def _minimum(task: RegressionTask, free_u: bool) -> tuple[float, Array, Array, A
         )
         for k in chosen
     ]
-    # d = 1 has a second minimiser, v and W swapped; of equal ends take the one that reads the labels.
+    # d = 1 has a second minimiser, v and W swapped; of equal ends take the one that reads labels.
     least = min(end.fun for end in ends)
     best = max(
         (end.x for end in ends if end.fun <= least + 1e-12),
@@ -331,17 +307,16 @@ def _minimum(task: RegressionTask, free_u: bool) -> tuple[float, Array, Array, A
     )
     omega, c = best[:-1], best[-1]
     value, W = _profile(std, omega, c, free_u)
-    u = std.b - W @ _moments(std, omega, c)[2] if free_u else np.zeros(d)
-    back = std.inverse_token
-    v = back @ np.append(omega - c * std.b, c)
-    W = std.scale * std.inverse_root @ W @ back
-    unit = v[-1] if abs(v[-1]) > 1e-9 * np.linalg.norm(v) else np.linalg.norm(v)
-    return (
-        std.scale**2 * (std.sigma**2 + value),
-        std.scale * std.inverse_root @ u,
-        v / unit,
-        W * unit,
-    )
+    # Back to the task's own units. Where H is singular, v and W are free; `back` leaves them at 0
+    # there, but for what undoes the centring.
+    back = np.linalg.pinv(R).T
+    u = beta - unit * back @ W @ _moments(std, omega, c)[2] if free_u else np.zeros(task.d)
+    c /= unit
+    v = np.append(back @ omega - c * beta, c)
+    W = back @ W
+    W = np.column_stack([unit * W[:, :-1] @ back.T - np.outer(W[:, -1], beta), W[:, -1]])
+    norm = v[-1] if abs(v[-1]) > 1e-9 * np.linalg.norm(v) else np.linalg.norm(v)
+    return unit**2 * (std.noise + value), u, v / norm, W * norm
 
 
 def _solve_psd(K: Array, C: Array) -> Array:

@@ -94,12 +94,12 @@ class RegressionTask:
 
         They are the label variances that the task's own part carries, direction by direction.
         """
-        return np.clip(np.linalg.eigvalsh(self.root_H @ self.Psi @ self.root_H), 0.0, None)
+        return np.linalg.svd(self.root_H @ self.root_Psi, compute_uv=False)[::-1] ** 2
 
     @property
     def tau(self) -> float:
         """tr(H Psi) + sigma^2: the variance of a label around <beta_star, x>."""
-        return float(np.trace(self.H @ self.Psi)) + self.sigma**2
+        return float(self.phi.sum()) + self.sigma**2
 
     def sample(self, n: int, rng: np.random.Generator) -> Prompts:
         """Draw n independent prompts.
@@ -122,6 +122,12 @@ class RegressionTask:
 
 
 def symmetric_root(A: Array) -> Array:
-    """The symmetric positive semi-definite square root of A, (d, d)."""
+    """The symmetric positive semi-definite square root of A, (d, d), read-only.
+
+    Eigenvalues at the level of rounding count as 0: the root of 1e-17 would be 3e-9.
+    """
     values, vectors = np.linalg.eigh(A)
-    return (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
+    dust = 4 * len(A) * np.finfo(np.float64).eps * values[-1]
+    root = (vectors * np.sqrt(np.where(values > dust, values, 0.0))) @ vectors.T
+    root.flags.writeable = False
+    return root
