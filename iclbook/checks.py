@@ -14,14 +14,17 @@ def as_array(name: str, value: ArrayLike, shape: tuple[int | None, ...]) -> Arra
 
     A None in `shape` stands for any size of at least 1.
 
-    Accepts float64 and integers, which float64 holds exactly; refuses everything else, float32
-    included, since a number that was rounded before it came here cannot be compared to 1e-10.
+    Accepts float64 and integers; refuses everything else, float32 included, since a number that
+    was rounded before it came here cannot be compared to 1e-10.
 
     Raises:
         ValueError: wrong dtype, wrong shape, NaN or infinity.
     """
     wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
-    given = np.asarray(value)
+    try:
+        given = np.asarray(value)
+    except ValueError:  # rows of unequal length; NumPy's message does not name the argument
+        raise ValueError(f"{name}: got rows of unequal length, expected shape {wanted}") from None
     if not (given.dtype == np.float64 or np.issubdtype(given.dtype, np.integer)):
         raise ValueError(f"{name}: got dtype {given.dtype}, expected float64 (or integers)")
     fits = given.ndim == len(shape) and all(
