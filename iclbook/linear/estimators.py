@@ -82,9 +82,8 @@ def bayes_risk(task: RegressionTask, n: int, rng: np.random.Generator) -> Estima
     Source: paper A, the Bayes optimal estimator; the conditional covariance of a Gaussian.
     """
     n = as_count("n", n, least=2)
-    root = task.root_Psi
     risks = []
-    chunk = max(1, 2**22 // (task.M * task.d))  # 32 MiB of covariates at a time
+    chunk = max(1, 2**22 // (max(task.M, task.d) * task.d))  # arrays of 32 MiB at a time
     for start in range(0, n, chunk):
         size = min(chunk, n - start)
         X = rng.standard_normal((size, task.M, task.d)) @ task.root_H
@@ -93,8 +92,8 @@ def bayes_risk(task: RegressionTask, n: int, rng: np.random.Generator) -> Estima
             left = task.sigma**2 / (values + task.sigma**2)
         else:
             left = (values == 0).astype(np.float64)
-        axes = root @ vectors  # (size, d, d): columns Psi^(1/2) v_i
-        risks.append((np.einsum("nji,jk,nki->ni", axes, task.H, axes) * left).sum(axis=1))
+        axes = task.root_H @ task.root_Psi @ vectors  # (size, d, d): columns H^(1/2) Psi^(1/2) v_i
+        risks.append((np.square(axes).sum(axis=1) * left).sum(axis=1))
     risk = np.concatenate(risks) + task.sigma**2
     return Estimate(float(risk.mean()), float(risk.std(ddof=1) / np.sqrt(n)))
 
