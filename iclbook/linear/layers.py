@@ -32,11 +32,11 @@ def token_matrix(X: ArrayLike, y: ArrayLike, x: ArrayLike) -> Tensor:
     X = as_array("X", X, (None, None, None))
     n, M, d = X.shape
     y, x = as_array("y", y, (n, M)), as_array("x", x, (n, d))
-    E = torch.zeros(n, d + 1, M + 1, dtype=torch.float64)
-    E[:, :d, :M] = torch.from_numpy(X.transpose(0, 2, 1).copy())
-    E[:, d, :M] = torch.from_numpy(y.copy())
-    E[:, :d, M] = torch.from_numpy(x.copy())
-    return E
+    E = np.zeros((n, d + 1, M + 1))
+    E[:, :d, :M] = X.transpose(0, 2, 1)
+    E[:, d, :M] = y
+    E[:, :d, M] = x
+    return torch.from_numpy(E)
 
 
 class LinearSelfAttention(nn.Module):
@@ -75,6 +75,8 @@ class LinearSelfAttention(nn.Module):
             raise ValueError(
                 f"E: got shape {tuple(E.shape)}, expected (n, {self.d + 1}, M + 1) with M >= 1"
             )
+        if E.dtype != torch.float64:
+            raise ValueError(f"E: got dtype {E.dtype}, expected torch.float64")
         M = E.shape[2] - 1
         visible = E.clone()
         visible[:, :, M] = 0.0  # E times the mask diag(I_M, 0)

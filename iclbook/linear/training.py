@@ -54,7 +54,7 @@ def train(
 
     Raises:
         ValueError: counts below their least, lr not positive, or a layer of another dimension.
-        FloatingPointError: the loss is no longer finite; says at which step.
+        FloatingPointError: the loss or the risk is no longer finite; says at which step.
     """
     steps, batch = as_count("steps", steps), as_count("batch", batch)
     records = as_count("records", records, least=2)
@@ -68,7 +68,7 @@ def train(
     risk = []
     for step in range(steps + 1):
         if step in marks:
-            risk.append(exact_risk(layer, task))
+            risk.append(_risk_at(step, layer, task))
         if step == steps:
             break
         prompts = task.sample(batch, rng)
@@ -81,3 +81,13 @@ def train(
         optimiser.step()
         schedule.step()
     return Trajectory(steps=marks.astype(np.float64), risk=np.array(risk))
+
+
+def _risk_at(step: int, layer: LinearSelfAttention, task: RegressionTask) -> float:
+    """`exact_risk`; a FloatingPointError if it is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = all(np.isfinite(part).all() for part in layer.reduced())
+        risk = exact_risk(layer, task) if finite else np.nan
+    if not np.isfinite(risk):
+        raise FloatingPointError(f"training diverged: the risk is {risk} at step {step}")
+    return risk
