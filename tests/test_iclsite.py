@@ -162,7 +162,7 @@ def cells(root: Path, claim: str) -> list[str]:
 
 def test_the_ledger_shows_what_was_measured_and_the_verdict(built: Path) -> None:
     claim, measured, verdict = cells(built, "A-F1")
-    assert claim == r"A-F1 Figure 1 A-F1 says \(x < 1\) ."
+    assert claim == r"A-F1 , Figure 1 A-F1 says \(x < 1\) ."
     assert measured == (
         r"first 1.000 [0.9500, 1.050], 3 seeds ; claimed in [0.9, 1.1] By \(d/M\) . "
         "second 4.000 [3.500, 4.500], 8 seeds (does not hold) ; claimed at least 5 By sight. "
@@ -179,9 +179,9 @@ def test_a_chapter_that_has_not_run_is_said_not_to_have_run(built: Path) -> None
 
 def test_rows_without_a_chapter_are_listed(built: Path) -> None:
     waiting = [item.get_text() for item in page(built, "claims").select("ul.icl-waiting > li")]
-    assert [text.split()[0] for text in waiting] == ["A-F3", "B-F1"]
+    assert [text.split(",")[0] for text in waiting] == ["A-F3", "B-F1"]
     counts = [p.get_text() for p in page(built, "claims").select("section > p")]
-    assert "3 results: 1 holds in part, 1 not run, 1 not yet." in counts
+    assert "Of 3 results: holds in part 1, not run 1, not yet 1." in counts
 
 
 def test_rows_link_to_their_place_in_the_chapter(built: Path) -> None:

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 PAGES = "book/"  # chapter linear/prompts is document book/linear/prompts
 NO_RUN = "no run recorded"
+VERDICTS = ("holds", "proved here", "holds in part", "not reproduced", "not run", "not yet")
 PACKAGES = ("numpy", "scipy", "torch", "matplotlib", "jupyter-book", "sphinx", "myst-nb")
 
 
@@ -107,8 +108,9 @@ class Ledger(FromRuns):
         verdicts = {
             claim.id: claims.verdict(claim, printed.get(claim.chapter, ())) for claim in rows
         }
-        counts = ", ".join(f"{n} {verdict}" for verdict, n in Counter(verdicts.values()).items())
-        made: list[nodes.Node] = [self.paragraph(f"{len(rows)} results: {counts}.")]
+        counts = Counter(verdicts.values())
+        summary = ", ".join(f"{name} {counts[name]}" for name in VERDICTS if counts[name])
+        made: list[nodes.Node] = [self.paragraph(f"Of {len(rows)} results: {summary}.")]
         shown = [
             [
                 self.claim(claim),
@@ -136,7 +138,7 @@ class Ledger(FromRuns):
         """Say what is claimed and where."""
         head = nodes.strong("", claim.id)
         return [
-            nodes.paragraph("", "", head, nodes.Text(f" {claim.where}")),
+            nodes.paragraph("", "", head, nodes.Text(f", {claim.where}")),
             self.paragraph(claim.says),
         ]
 
@@ -153,7 +155,7 @@ class Ledger(FromRuns):
         measured = nodes.inline("", result, classes=["icl-measured"])
         bounds = nodes.Text(f"; claimed {claims.bounds_text(part)}")
         lines = [
-            nodes.paragraph("", "", nodes.strong("", part.name)),
+            nodes.paragraph("", "", nodes.strong("", "", *self.text(part.name))),
             nodes.paragraph("", "", measured, bounds),
             self.paragraph(part.decided),
         ]
