@@ -136,7 +136,8 @@ async def execute(book: Book, chapter: str, slots: asyncio.Semaphore) -> Noteboo
         try:
             await client.async_execute(stderr=subprocess.DEVNULL)
         except CellExecutionError as error:
-            reason = f"{error.ename}: {error.evalue}\n{error.traceback}"
+            trace = re.sub(r"\x1b\[[\d;]*m", "", error.traceback)  # without its colours
+            reason = f"{error.ename}: {error.evalue}\n{trace}"
             raise BookError(f"{chapter}: {current} failed with {reason}") from error
         except (CellTimeoutError, DeadKernelError) as error:
             raise BookError(f"{chapter}: {current} failed with {error}") from error
@@ -186,13 +187,16 @@ def refresh(book: Book, chapters: list[str]) -> None:
 
     Raises BookError for a chapter that fails, or that has output which cannot be compared.
     """
-    run_stale(book, chapters)
-    for chapter in chapters:
-        path = book.reference(chapter)
-        old = path.read_text("utf8") if path.exists() else None
-        new = nbformat.writes(make_reference(book.stored_run(chapter), chapter)) + "\n"
-        write_whole(path, new)
-        print(f"{'same' if old == new else 'new '} {path.relative_to(book.root)}", flush=True)
+    try:
+        run_stale(book, chapters)
+    finally:  # what did run need not wait for what did not
+        for chapter in chapters:
+            if nb := book.stored_run(chapter):
+                path = book.reference(chapter)
+                old = path.read_text("utf8") if path.exists() else None
+                new = nbformat.writes(make_reference(nb, chapter)) + "\n"
+                write_whole(path, new)
+                print(f"{'same' if old == new else 'new '} {path.relative_to(book.root)}")
 
 
 def make_reference(nb: NotebookNode, chapter: str) -> NotebookNode:
