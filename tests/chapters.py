@@ -242,11 +242,12 @@ def text_of(output: NotebookNode) -> NotebookNode:
 
 def nbval_command(book: Book) -> list[str]:
     """The pytest command that executes every chapter and compares its text with the reference."""
+    workers = min(AT_ONCE, len(book.chapters()))
     return [
         *(sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env"),
         *("--nbval-sanitize-with", str(book.root / "tests" / "nbval-sanitize.cfg")),
         *("--nbval-cell-timeout", str(book.config()["execute"]["timeout"])),
-        *("-n", str(AT_ONCE), "--dist", "loadscope", str(book.references)),
+        *("-n", str(workers), "--dist", "loadscope", str(book.references)),
     ]
 
 

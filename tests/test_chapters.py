@@ -1,9 +1,7 @@
 """The workshop of the book, tried on a small one: every mistake it must catch is made here."""
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import chapters
@@ -218,18 +216,16 @@ def test_output_that_cannot_be_compared_is_refused(
         chapters.make_reference(nb, "a/one")
 
 
-def script(book: Book, command: str) -> subprocess.CompletedProcess[str]:
-    """Run one of the workshop's commands on the book, as make does."""
-    return subprocess.run(
-        [sys.executable, book.root / "tests" / "chapters.py", command],
-        cwd=book.root, env=os.environ | {"PYTEST_ADDOPTS": "-p no:cacheprovider"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def nbval(book: Book) -> subprocess.CompletedProcess[str]:
+    """The very command that `make test` runs, on the small book."""
+    chapters.set_kernel_environment(book)
+    command = chapters.nbval_command(book)
+    return subprocess.run(command, cwd=book.root, capture_output=True, text=True, check=False)
 
 
 def test_nbval_keeps_what_it_ran_for_the_site(book: Book) -> None:
     book.run("a/one").unlink()
-    done = script(book, "nbval")
+    done = nbval(book)
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
     run = book.stored_run("a/one")
@@ -238,20 +234,20 @@ def test_nbval_keeps_what_it_ran_for_the_site(book: Book) -> None:
     assert run.metadata["iclbook"]["peak_mib"] > 10
 
 
-def test_a_change_of_a_thousandth_in_the_package_turns_nbval_red(book: Book) -> None:
-    change(book.root / "iclbook" / "risk.py", "1.0 * x", "1.001 * x")
-    done = script(book, "nbval")
+def test_nbval_turns_red_at_a_thousandth_and_at_an_exception(book: Book) -> None:
+    for path in (book.source, book.reference):
+        write(path("a/two"), path("a/one").read_text("utf8").replace("risk(2.0)", "risk(-2.0)"))
+    changed = "if x < 0:\n        raise ValueError\n    return 1.001 * x"
+    change(book.root / "iclbook" / "risk.py", "return 1.0 * x", changed)
+    done = nbval(book)
     assert done.returncode == 1
-    assert "a/one: Cell 1 (from IPython.display import HTML, display): Cell out" in done.stdout
-    assert "1 failed, 1 passed" in done.stdout
-
-
-def test_a_cell_that_raises_is_named_by_nbval_and_not_kept(book: Book) -> None:
-    change(book.root / "iclbook" / "risk.py", "return 1.0 * x", "raise ValueError")
-    done = script(book, "nbval")
-    assert done.returncode == 1
-    assert "a/one: Cell 1 (from IPython.display import HTML, display): Cell exec" in done.stdout
-    assert book.stored_run("a/one") is None
+    assert "2 failed, 2 passed" in done.stdout
+    cell = "Cell 1 (from IPython.display import HTML, display)"
+    assert f"a/one: {cell}: Cell outputs differ" in done.stdout
+    assert f"a/two: {cell}: Cell execution caused an exception" in done.stdout
+    # What ran to its end can be shown; what did not cannot.
+    assert "2.0020" in code_cells(book.stored_run("a/one"))[1].outputs[0].text
+    assert book.stored_run("a/two") is None
 
 
 def test_only_stale_chapters_are_run(book: Book, capsys: pytest.CaptureFixture[str]) -> None:
