@@ -37,7 +37,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from nbval.kernel import CURRENT_ENV_KERNEL_NAME, NbvalKernelspecManager
-from nbval.plugin import get_sanitize_patterns
+from nbval.plugin import coalesce_streams, get_sanitize_patterns
 from traitlets import default
 
 AT_ONCE = 2  # chapters executed side by side; a kernel computes on one thread
@@ -208,7 +208,8 @@ def make_reference(nb: NotebookNode, chapter: str) -> NotebookNode:
             cell_id += "x"
         seen.add(cell_id)
         try:
-            outputs = [text_of(output) for output in cell.outputs]
+            # Kernels send what is printed in pieces, never the same ones twice.
+            outputs = [text_of(output) for output in coalesce_streams(copy.deepcopy(cell.outputs))]
         except BookError as error:
             raise BookError(f"{chapter}: {name_cell(number, cell.source)} {error}") from error
         executed = {"execution_count": number + 1, "outputs": outputs}
@@ -217,7 +218,7 @@ def make_reference(nb: NotebookNode, chapter: str) -> NotebookNode:
 
 
 def text_of(output: NotebookNode) -> NotebookNode:
-    """An output without its images and, in its text, without what nbval is told to overlook."""
+    """Strip an output of its images and, in its text, of what nbval is told to overlook."""
     if output.get("name") == "stderr" or "image/svg+xml" in output.get("data", {}):
         raise BookError(
             "writes to stderr or shows an SVG file, neither of which repeats from machine to "
@@ -230,14 +231,13 @@ def text_of(output: NotebookNode) -> NotebookNode:
             content = re.sub(regex, replacement, content)
         return content
 
-    kept = copy.deepcopy(output)
-    if "data" in kept:
-        kept.data = {mime: clean(kept.data[mime]) for mime in kept.data if mime not in IMAGES}
+    if "data" in output:
+        output.data = {mime: clean(output.data[mime]) for mime in output.data if mime not in IMAGES}
     else:
-        kept.text = clean(kept.text)
-    if "execution_count" in kept:
-        kept.execution_count = None  # nbclient counts executions, nbval does not
-    return kept
+        output.text = clean(output.text)
+    if "execution_count" in output:
+        output.execution_count = None  # nbclient counts executions, nbval does not
+    return output
 
 
 def nbval_command(book: Book) -> list[str]:

@@ -40,7 +40,8 @@ The risk of two.
 
 from IPython.display import HTML, display
 
-print(f"{{risk(2.0):.4f}}")
+print(f"{{risk(2.0):.4f}}", flush=True)
+print("(dimensionless)")
 display(HTML("<figure><svg role='img' aria-label='a dot'><circle r='1'/></svg></figure>"))
 ```
 """
@@ -195,7 +196,7 @@ def test_comment_that_weakens_the_comparison(book: Book) -> None:
 def test_reference_holds_text_only(book: Book) -> None:
     cells = code_cells(nbformat.read(book.reference("a/one"), as_version=4))
     text, html = cells[1].outputs
-    assert text.text == "2.0000\n"
+    assert text.text == "2.0000\n(dimensionless)\n"  # in one piece
     assert html.data["text/html"] == "<figure><svg/></figure>"
     assert book.reference("a/one").stat().st_size < 2048
 
