@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
+from scipy.linalg.lapack import dpotrf, dpotrs
+from scipy.optimize import OptimizeResult, minimize
 
 from iclbook.checks import Array, as_array
 from iclbook.linear.task import RegressionTask
@@ -254,7 +255,7 @@ def _profile_and_gradient(point: Array, std: _Standard, free_u: bool) -> tuple[f
     return value, np.append(g_omega, g_c)
 
 
-_ANGLES = 48  # starts on each half circle
+_ANGLES = 24  # starts on each half circle
 
 
 def _starts(std: _Standard) -> list[Array]:
@@ -276,6 +277,18 @@ def _starts(std: _Standard) -> list[Array]:
     return [np.append(np.sin(t) * e, np.cos(t)) for e in units for t in angles]
 
 
+def _descend(start: Array, std: _Standard, free_u: bool, tolerance: float) -> OptimizeResult:
+    """Walk downhill on the profile from `start` until no gradient entry exceeds `tolerance`."""
+    return minimize(
+        _profile_and_gradient,
+        start,
+        args=(std, free_u),
+        jac=True,
+        method="L-BFGS-B",
+        options={"ftol": 0.0, "gtol": tolerance, "maxiter": 2000},
+    )
+
+
 def _minimum(task: RegressionTask, free_u: bool) -> tuple[float, Array, Array, Array]:
     """(risk, u, v, W) at the global minimum; v's last entry is 1 unless it is 0."""
     # The unit makes the value to be minimised of order 1; labels that are all 0 have no unit.
@@ -288,17 +301,9 @@ def _minimum(task: RegressionTask, free_u: bool) -> tuple[float, Array, Array, A
     heights = heights.reshape(-1, _ANGLES)
     low = (heights <= np.roll(heights, 1, axis=1)) & (heights <= np.roll(heights, -1, axis=1))
     chosen = sorted(np.flatnonzero(low), key=lambda k: heights.flat[k])[:12]
-    ends = [
-        minimize(
-            _profile_and_gradient,
-            starts[k],
-            args=(std, free_u),
-            jac=True,
-            method="L-BFGS-B",
-            options={"ftol": 0.0, "gtol": 1e-13, "maxiter": 2000},
-        )
-        for k in chosen
-    ]
+    rough = [_descend(starts[k], std, free_u, tolerance=1e-6) for k in chosen]
+    near = min(end.fun for end in rough) + 1e-3
+    ends = [_descend(end.x, std, free_u, tolerance=1e-13) for end in rough if end.fun <= near]
     # d = 1 has a second minimiser, v and W swapped; of equal ends take the one that reads labels.
     least = min(end.fun for end in ends)
     best = max(
@@ -323,5 +328,8 @@ def _solve_psd(K: Array, C: Array) -> Array:
     """C K^+ for positive semi-definite K, scaled to unit diagonal before its rank is judged."""
     size = np.sqrt(np.diag(K))
     size = np.where(size > 0, size, 1.0)
-    inverse = np.linalg.pinv(K / np.outer(size, size), rcond=1e-13, hermitian=True)
-    return (C / size) @ inverse / size
+    scaled = K / np.outer(size, size)
+    root, failed = dpotrf(scaled, lower=True)
+    if not failed and np.diag(root).min() > 3e-7:  # far from singular: no need of the spectrum
+        return dpotrs(root, (C / size).T, lower=True)[0].T / size
+    return (C / size) @ np.linalg.pinv(scaled, rcond=1e-13, hermitian=True) / size
