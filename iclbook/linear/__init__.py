@@ -4,7 +4,13 @@ Risks are exact, in float64 and include the floor sigma^2.
 """
 
 from iclbook.linear.estimators import Estimate, bayes_estimate, bayes_risk, gd_beta_estimate
-from iclbook.linear.layers import LinearSelfAttention, LinearTransformerBlock, token_matrix
+from iclbook.linear.layers import (
+    LinearSelfAttention,
+    LinearTransformerBlock,
+    reduced_form,
+    reduced_predictions,
+    token_matrix,
+)
 from iclbook.linear.risk import (
     GDBetaMinimum,
     LSAMinimum,
@@ -17,7 +23,7 @@ from iclbook.linear.risk import (
     ltb_risk,
 )
 from iclbook.linear.task import Prompts, RegressionTask
-from iclbook.linear.training import Trajectory, exact_risk, train
+from iclbook.linear.training import Trajectory, train
 
 __all__ = [
     "Estimate",
@@ -31,7 +37,6 @@ __all__ = [
     "Trajectory",
     "bayes_estimate",
     "bayes_risk",
-    "exact_risk",
     "gd_beta_estimate",
     "gd_beta_minimum",
     "gd_beta_risk",
@@ -39,6 +44,8 @@ __all__ = [
     "lsa_risk",
     "ltb_minimum",
     "ltb_risk",
+    "reduced_form",
+    "reduced_predictions",
     "token_matrix",
     "train",
 ]

@@ -3,6 +3,7 @@
 Taught in the chapter linear/approximation-gap. All weights are float64.
 """
 
+from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
@@ -37,6 +38,51 @@ def token_matrix(X: ArrayLike, y: ArrayLike, x: ArrayLike) -> Tensor:
     E[:, d, :M] = y
     E[:, :d, M] = x
     return torch.from_numpy(E)
+
+
+def reduced_form(weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """(u, v, W) such that a layer with these weights predicts <u + W G v, x>; u = 0 for LSA.
+
+    Args:
+        weights: a layer's parameters by name, each (..., d+1, d+1); leading axes are runs.
+
+    Returns:
+        u (..., d), v (..., d+1) and W (..., d, d+1), differentiable in the weights.
+
+    Source: derived in this book, the section on what the two layers compute.
+    """
+    W_K, W_Q, W_V, W_P = (weights[name] for name in ("W_K", "W_Q", "W_V", "W_P"))
+    d = W_K.shape[-1] - 1
+    if "W_1" in weights:
+        row = weights["W_1"].mT @ weights["W_2"][..., -1:]  # last row of W_2^T W_1, as a column
+    else:
+        row = torch.eye(d + 1, dtype=W_K.dtype)[:, -1:].expand(*W_K.shape[:-1], 1)
+    v = W_V.mT @ (W_P @ row)
+    return row[..., :d, 0], v[..., 0], (W_Q.mT @ W_K)[..., :d, :]
+
+
+def reduced_predictions(u: Tensor, v: Tensor, W: Tensor, X: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """<u + W G v, x> for each prompt, at a cost of M d instead of the token matrix's M^2 d.
+
+    Args:
+        u: (..., d); leading axes are runs, here and below.
+        v: (..., d+1).
+        W: (..., d, d+1).
+        X: covariates, (..., n, M, d).
+        y: labels, (..., n, M).
+        x: queries, (..., n, d).
+
+    Returns:
+        Predicted labels of the queries, (..., n).
+
+    Source: derived in this book, the section on what the two layers compute.
+    """
+    M = X.shape[-2]
+    read = (X @ v[..., None, :-1, None])[..., 0] + y * v[..., None, -1:]  # v at each token
+    Gv = torch.cat(
+        [(read[..., None, :] @ X)[..., 0, :], (read * y).sum(dim=-1, keepdim=True)], dim=-1
+    )
+    return ((u[..., None, :] + Gv @ W.mT / M) * x).sum(dim=-1)
 
 
 class LinearSelfAttention(nn.Module):
@@ -77,6 +123,7 @@ class LinearSelfAttention(nn.Module):
             )
         if E.dtype != torch.float64:
             raise ValueError(f"E: got dtype {E.dtype}, expected torch.float64")
+        # Term by term as in the paper: this is the reference, reduced_predictions the fast way.
         M = E.shape[2] - 1
         visible = E.clone()
         visible[:, :, M] = 0.0  # E times the mask diag(I_M, 0)
@@ -87,16 +134,17 @@ class LinearSelfAttention(nn.Module):
         """Predicted labels of the queries, (n,), for tokens E of shape (n, d+1, M+1)."""
         return self.attend(E)[:, -1, -1]
 
-    def reduced(self) -> tuple[Array, Array]:
+    def reduced(self) -> tuple[Array, ...]:
         """(v, W) of the same function in its reduced form <W G v, x>: (d+1,) and (d, d+1).
 
         Source: derived in this book, the section on what the two layers compute.
         """
-        with torch.no_grad():
-            return _numpy(self.W_V.T @ self.W_P[:, -1]), _numpy(self._key_query())
+        return self._reduced_form()[1:]
 
-    def _key_query(self) -> Tensor:
-        return (self.W_Q.T @ self.W_K)[: self.d]
+    def _reduced_form(self) -> tuple[Array, ...]:
+        with torch.no_grad():
+            form = reduced_form(dict(self.named_parameters()))
+        return tuple(part.numpy().copy() for part in form)
 
 
 class LinearTransformerBlock(LinearSelfAttention):
@@ -116,17 +164,14 @@ class LinearTransformerBlock(LinearSelfAttention):
         """Predicted labels of the queries, (n,), for tokens E of shape (n, d+1, M+1)."""
         return (self.W_2.T @ self.W_1 @ self.attend(E))[:, -1, -1]
 
-    def reduced(self) -> tuple[Array, Array, Array]:
+    def reduced(self) -> tuple[Array, ...]:
         """(u, v, W) of the same function in its reduced form <u + W G v, x>.
 
         Shapes (d,), (d+1,) and (d, d+1).
 
         Source: derived in this book, the section on what the two layers compute.
         """
-        with torch.no_grad():
-            row = self.W_1.T @ self.W_2[:, -1]  # last row of W_2^T W_1
-            v = self.W_V.T @ self.W_P @ row
-            return _numpy(row[: self.d]), _numpy(v), _numpy(self._key_query())
+        return self._reduced_form()
 
     @classmethod
     def from_gd_beta(cls, beta: ArrayLike, Gamma: ArrayLike) -> Self:
@@ -150,7 +195,3 @@ class LinearTransformerBlock(LinearSelfAttention):
             block.W_K[:d, :d] = torch.eye(d)
             block.W_Q[:d, :d] = torch.tensor(Gamma.T.copy())
         return block
-
-
-def _numpy(tensor: Tensor) -> Array:
-    return tensor.numpy().copy()

@@ -1,93 +1,145 @@
 """Training of the linear layers on prompts (chapter linear/approximation-gap)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from iclbook.checks import Array, as_count, as_number
-from iclbook.linear.layers import LinearSelfAttention, LinearTransformerBlock, token_matrix
-from iclbook.linear.risk import lsa_risk, ltb_risk
+from iclbook.linear.layers import LinearSelfAttention, reduced_form, reduced_predictions
+from iclbook.linear.risk import ltb_risk
 from iclbook.linear.task import RegressionTask
+
+_CHUNK = 25  # steps whose prompts are drawn at once
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """What a training run was at each recorded step."""
+    """What runs side by side were at each recorded step."""
 
     steps: Array
     """Number of steps taken, (k,), from 0 to the last."""
     risk: Array
-    """Exact population risk of the weights at that step, the floor sigma^2 included, (k,)."""
-
-
-def exact_risk(layer: LinearSelfAttention, task: RegressionTask) -> float:
-    """Exact population risk of a layer's weights, through its reduced form."""
-    if isinstance(layer, LinearTransformerBlock):
-        return ltb_risk(task, *layer.reduced())
-    return lsa_risk(task, *layer.reduced())
+    """Exact population risk of each run's weights there, the floor sigma^2 included, (runs, k)."""
 
 
 def train(
-    layer: LinearSelfAttention,
+    layers: Sequence[LinearSelfAttention],
     task: RegressionTask,
     *,
     steps: int,
     batch: int,
     lr: float,
-    rng: np.random.Generator,
+    rngs: Sequence[np.random.Generator],
     records: int = 60,
 ) -> Trajectory:
-    """Train `layer` in place by Adam on squared error, a fresh batch of prompts at each step.
+    """Train layers in place by Adam on squared error, fresh prompts at each step.
 
-    The step size follows half a cosine from `lr` to 0, so that the weights settle instead of
-    fluctuating around the optimum.
+    The runs are independent: each has its own weights and its own prompts. They share one batched
+    tensor, and the predictions go through the reduced form <u + W G v, x>, which has the gradients
+    of the layer on the token matrix. The step size follows half a cosine from `lr` to 0, so that
+    the weights settle instead of fluctuating around the optimum.
 
     Args:
-        layer: its current weights are the start.
+        layers: one per run, all of one kind; their weights are the starts, and are left trained.
         task: the distribution of prompts.
         steps: number of steps, at least 1.
-        batch: prompts per step, at least 1.
+        batch: prompts per step and run, at least 1.
         lr: first step size of Adam, positive.
-        rng: draws the prompts.
+        rngs: one per run, draws its prompts.
         records: how many times the exact risk is recorded, evenly over the run; at least 2.
 
     Raises:
-        ValueError: counts below their least, lr not positive, or a layer of another dimension.
-        FloatingPointError: the loss or the risk is no longer finite; says at which step.
+        ValueError: counts below their least, lr not positive, no layers, layers of several kinds or
+            of another dimension, or not one generator per layer.
+        FloatingPointError: a loss or a risk is no longer finite; says in which run, at which step.
     """
     steps, batch = as_count("steps", steps), as_count("batch", batch)
     records = as_count("records", records, least=2)
     if as_number("lr", lr) <= 0:
         raise ValueError(f"lr: got {lr}, expected a positive step size")
-    if layer.d != task.d:
-        raise ValueError(f"layer: got one for d = {layer.d}, expected d = {task.d} as in the task")
-    optimiser = torch.optim.Adam(layer.parameters(), lr=lr)
+    _check_runs(layers, task, rngs)
+    names = [name for name, _ in layers[0].named_parameters()]
+    weights = {
+        name: torch.stack([layer.get_parameter(name).detach() for layer in layers]).requires_grad_()
+        for name in names
+    }
+    optimiser = torch.optim.Adam(weights.values(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
     marks = np.unique(np.linspace(0, steps, records).round().astype(int))
     risk = []
     for step in range(steps + 1):
         if step in marks:
-            risk.append(_risk_at(step, layer, task))
+            risk.append(_exact_risks(task, weights, step))
         if step == steps:
             break
-        prompts = task.sample(batch, rng)
-        E = token_matrix(prompts.X, prompts.y, prompts.x)
-        loss = (layer(E) - torch.from_numpy(prompts.target)).square().mean()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"training diverged: the loss is {loss.item()} at step {step}")
+        if step % _CHUNK == 0:
+            X, y, x, target = _draw(task, min(_CHUNK, steps - step), batch, rngs)
+        now = step % _CHUNK
+        predictions = reduced_predictions(*reduced_form(weights), X[now], y[now], x[now])
+        loss = (predictions - target[now]).square().mean(dim=1)
+        if not torch.isfinite(loss).all():
+            run = int(torch.isfinite(loss).logical_not().nonzero()[0])
+            raise FloatingPointError(
+                f"training diverged: the loss of run {run} is {loss[run].item()} at step {step}"
+            )
         optimiser.zero_grad()
-        loss.backward()
+        loss.sum().backward()  # the runs share no weight: each gets the gradient of its own loss
         optimiser.step()
         schedule.step()
-    return Trajectory(steps=marks.astype(np.float64), risk=np.array(risk))
+    with torch.no_grad():
+        for run, layer in enumerate(layers):
+            for name in names:
+                layer.get_parameter(name).copy_(weights[name][run])
+    return Trajectory(steps=marks.astype(np.float64), risk=np.array(risk).T)
 
 
-def _risk_at(step: int, layer: LinearSelfAttention, task: RegressionTask) -> float:
-    """`exact_risk`; a FloatingPointError if it is not finite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        finite = all(np.isfinite(part).all() for part in layer.reduced())
-        risk = exact_risk(layer, task) if finite else np.nan
-    if not np.isfinite(risk):
-        raise FloatingPointError(f"training diverged: the risk is {risk} at step {step}")
-    return risk
+def _check_runs(
+    layers: Sequence[LinearSelfAttention],
+    task: RegressionTask,
+    rngs: Sequence[np.random.Generator],
+) -> None:
+    if not layers or len({type(layer) for layer in layers}) > 1:
+        kinds = sorted({type(layer).__name__ for layer in layers})
+        raise ValueError(f"layers: got kinds {kinds}, expected at least one layer, all of one kind")
+    for layer in layers:
+        if layer.d != task.d:
+            raise ValueError(
+                f"layers: got one for d = {layer.d}, expected d = {task.d}, the task's"
+            )
+    if len(rngs) != len(layers) or len({id(rng) for rng in rngs}) < len(rngs):
+        raise ValueError(
+            f"rngs: got {len({id(rng) for rng in rngs})} generators, expected one of its own for "
+            f"each of the {len(layers)} layers"
+        )
+
+
+def _draw(
+    task: RegressionTask, steps: int, batch: int, rngs: Sequence[np.random.Generator]
+) -> list[Tensor]:
+    """X, y, x and target of all runs for some steps, each (steps, runs, batch, ...)."""
+    drawn = [task.sample(steps * batch, rng) for rng in rngs]
+    stacked = []
+    for name in ("X", "y", "x", "target"):
+        arrays = [getattr(prompts, name) for prompts in drawn]
+        parts = [a.reshape(steps, batch, *a.shape[1:]) for a in arrays]
+        stacked.append(torch.from_numpy(np.stack(parts, axis=1)))
+    return stacked
+
+
+def _exact_risks(task: RegressionTask, weights: dict[str, Tensor], step: int) -> list[float]:
+    with torch.no_grad():
+        forms = [part.numpy() for part in reduced_form(weights)]
+    risks = []
+    for run, (u, v, W) in enumerate(zip(*forms, strict=True)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = all(np.isfinite(part).all() for part in (u, v, W))
+            risk = ltb_risk(task, u, v, W) if finite else np.nan
+        if not np.isfinite(risk):
+            raise FloatingPointError(
+                f"training diverged: the risk of run {run} is {risk} at step {step}"
+            )
+        risks.append(risk)
+    return risks
