@@ -15,6 +15,8 @@ from iclbook.linear import (
     LinearTransformerBlock,
     Prompts,
     gd_beta_estimate,
+    reduced_form,
+    reduced_predictions,
     token_matrix,
 )
 
@@ -90,6 +92,31 @@ def test_the_reduced_form_is_the_same_function(
         tokens = np.column_stack([X, y])
         G = tokens.T @ tokens / M
         assert (u + W @ G @ v) @ x == pytest.approx(prediction, rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_runs_at_once_predict_what_each_layer_does(
+    kind: type[LinearSelfAttention],
+) -> None:
+    """reduced_predictions of stacked weights, each run with prompts of its own; gradients too."""
+    layers = [make(kind, 3, seed) for seed in range(4)]
+    drawn = random_task(3, 5, np.random.default_rng(8)).sample(24, np.random.default_rng(9))
+    shapes = {"X": (4, 6, 5, 3), "y": (4, 6, 5), "x": (4, 6, 3)}
+    parts = {name: getattr(drawn, name).reshape(shape) for name, shape in shapes.items()}
+    weights = {
+        name: torch.stack([layer.get_parameter(name).detach() for layer in layers]).requires_grad_()
+        for name, _ in layers[0].named_parameters()
+    }
+    fast = reduced_predictions(
+        *reduced_form(weights), *(torch.tensor(part) for part in parts.values())
+    )
+    fast.square().sum().backward()
+    for k, layer in enumerate(layers):
+        slow = layer(token_matrix(*(part[k] for part in parts.values())))
+        torch.testing.assert_close(fast[k], slow, rtol=1e-11, atol=1e-13)
+        slow.square().sum().backward()
+        for name, weight in layer.named_parameters():
+            torch.testing.assert_close(weights[name].grad[k], weight.grad, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize(("d", "M"), SIZES)
