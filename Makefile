@@ -25,13 +25,17 @@ book: $(STAMP) ## run the chapters that changed, build the site, print its addre
 	$(WORKSHOP) run
 	$(WORKSHOP) site
 
+# One thread for each of the two workers: more would wait for each other.
+test: export OMP_NUM_THREADS := 1
+test: export OPENBLAS_NUM_THREADS := 1
+test: export MKL_NUM_THREADS := 1
 test: $(STAMP) ## everything that is checked, in the order of what is quick to tell
 	@echo "== 1/6 ruff"
 	$(BIN)/ruff check
 	@echo "== 2/6 chapters, contents and references agree"
 	$(WORKSHOP) check
 	@echo "== 3/6 unit tests"
-	$(PYTEST) -n 2 --ignore tests/reference --ignore tests/site
+	$(PYTEST) -n 2 --durations 5 --ignore tests/reference --ignore tests/site
 	@echo "== 4/6 nbval: every chapter against its reference"
 	$(WORKSHOP) nbval
 	$(WORKSHOP) budget

@@ -91,7 +91,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name each chapter's first failing cell; nbval goes on, and later ones may only follow."""
     failures: dict[str, list[str]] = {}
     for report in terminalreporter.getreports("failed") + terminalreporter.getreports("error"):
-        for name, value in report.user_properties:
+        # A file that could not be read has a report too, without properties.
+        for name, value in getattr(report, "user_properties", ()):
             if name == "cell":
                 chapter, cell, reason = value
                 failures.setdefault(chapter, []).append(f"{cell}: {reason}")
