@@ -109,6 +109,11 @@ def _check_runs(
             raise ValueError(
                 f"layers: got one for d = {layer.d}, expected d = {task.d}, the task's"
             )
+    different = len({id(layer) for layer in layers})
+    if different < len(layers):
+        raise ValueError(
+            f"layers: got {different} different ones in {len(layers)}, expected one per run"
+        )
     if len(rngs) != len(layers) or len({id(rng) for rng in rngs}) < len(rngs):
         raise ValueError(
             f"rngs: got {len({id(rng) for rng in rngs})} generators, expected one of its own for "
