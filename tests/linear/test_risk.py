@@ -530,11 +530,15 @@ def test_covariates_that_are_always_zero_leave_the_noise() -> None:
 
 
 def test_the_gap_lies_in_the_dimensions_that_covariates_have() -> None:
-    """A singular H is a task of lower dimension: the minima must not use what no prompt shows."""
-    flat = random_task(2, 7, np.random.default_rng(45))
+    """A singular H is a task of lower dimension: the minima must not use what no prompt shows.
+
+    With long prompts and much signal an LSA layer would gain by a covariate that is pure noise:
+    its average square is nearly constant, the very thing that the layer lacks.
+    """
+    flat = random_task(2, 30, np.random.default_rng(45), sigma=0.0)
     frame = np.linalg.qr(np.random.default_rng(46).standard_normal((5, 5)))[0][:, :2]
     H = frame @ flat.H @ frame.T
-    Psi = random_covariance(5, 5, np.random.default_rng(47))
+    Psi = 0.03 * random_covariance(5, 5, np.random.default_rng(47))
     inner = frame.T @ Psi @ frame
     beta_star = np.random.default_rng(48).standard_normal(5)
     raised = RegressionTask((H + H.T) / 2, Psi, beta_star, flat.sigma, flat.M)
