@@ -4,6 +4,14 @@ Risks are exact, in float64 and include the floor sigma^2.
 """
 
 from iclbook.linear.estimators import Estimate, bayes_estimate, bayes_risk, gd_beta_estimate
+from iclbook.linear.flow import (
+    Flow,
+    curvature_in_beta,
+    gd_beta_gradient,
+    gd_beta_hessian_product,
+    gradient_descent,
+    gradient_flow,
+)
 from iclbook.linear.layers import (
     LinearSelfAttention,
     LinearTransformerBlock,
@@ -27,6 +35,7 @@ from iclbook.linear.training import Trajectory, train
 
 __all__ = [
     "Estimate",
+    "Flow",
     "GDBetaMinimum",
     "LSAMinimum",
     "LTBMinimum",
@@ -37,9 +46,14 @@ __all__ = [
     "Trajectory",
     "bayes_estimate",
     "bayes_risk",
+    "curvature_in_beta",
     "gd_beta_estimate",
+    "gd_beta_gradient",
+    "gd_beta_hessian_product",
     "gd_beta_minimum",
     "gd_beta_risk",
+    "gradient_descent",
+    "gradient_flow",
     "lsa_minimum",
     "lsa_risk",
     "ltb_minimum",
