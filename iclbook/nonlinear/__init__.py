@@ -1,0 +1,34 @@
+"""Binary classification in context with a nonlinear Transformer: the second wing (paper B)."""
+
+from iclbook.nonlinear.model import OneLayerTransformer, hinge_loss
+from iclbook.nonlinear.prompts import (
+    Patterns,
+    PromptIndices,
+    Prompts,
+    all_tasks,
+    build_prompts,
+    check_coverage,
+    coefficients_with_sum,
+    orthogonal_patterns,
+    out_of_domain,
+    sample_indices,
+    sample_prompts,
+    training_tasks,
+)
+
+__all__ = [
+    "OneLayerTransformer",
+    "Patterns",
+    "PromptIndices",
+    "Prompts",
+    "all_tasks",
+    "build_prompts",
+    "check_coverage",
+    "coefficients_with_sum",
+    "hinge_loss",
+    "orthogonal_patterns",
+    "out_of_domain",
+    "sample_indices",
+    "sample_prompts",
+    "training_tasks",
+]
