@@ -15,8 +15,11 @@ from iclbook.nonlinear.prompts import (
     sample_prompts,
     training_tasks,
 )
+from iclbook.nonlinear.training import Evaluation, History, evaluate, train
 
 __all__ = [
+    "Evaluation",
+    "History",
     "OneLayerTransformer",
     "Patterns",
     "PromptIndices",
@@ -25,10 +28,12 @@ __all__ = [
     "build_prompts",
     "check_coverage",
     "coefficients_with_sum",
+    "evaluate",
     "hinge_loss",
     "orthogonal_patterns",
     "out_of_domain",
     "sample_indices",
     "sample_prompts",
+    "train",
     "training_tasks",
 ]

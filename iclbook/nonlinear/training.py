@@ -1,0 +1,359 @@
+"""Training and evaluation in the coordinates of the patterns (chapter nonlinear/training).
+
+Every token is a combination of the K = M1 + M2 + 1 rows of `patterns.basis`, three of them at a
+time. So scores are looked up in one K x K table, attention pools K numbers for each prompt, and the
+gradients of all weights lie in the span of the patterns. No dense token is built, and nothing is
+approximated: the functions and the updates are those of `OneLayerTransformer`.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from iclbook.checks import Array, as_array, as_count
+from iclbook.nonlinear.model import OneLayerTransformer
+from iclbook.nonlinear.prompts import Indices, Patterns, PromptIndices, as_tasks, sample_indices
+
+_CHUNK = 16  # steps whose prompts are drawn at once
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """What runs side by side were at each mark."""
+
+    steps: Indices
+    """Number of steps taken, (k,), from 0 to the last."""
+    loss: Array
+    """Hinge loss of each run on its fixed evaluation prompts, (runs, k)."""
+    error: Array
+    """Classification error there, (runs, k)."""
+    snapshots: tuple[tuple[OneLayerTransformer, ...], ...]
+    """snapshots[mark][run]: a copy of the model then; empty unless asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a model does on n prompts."""
+
+    output: Array
+    """F(P), (n,)."""
+    attention: Array
+    """Attention on the contexts, (n, l)."""
+    loss: float
+    """Mean hinge loss."""
+    error: float
+    """Fraction of prompts whose label is not the sign of F(P); F(P) = 0 counts as wrong."""
+    same: float
+    """Mean attention on contexts that share the query's relevant pattern."""
+
+
+@dataclass(eq=False)
+class _State:
+    """The weights of all runs, as they act on the patterns B (d, K); leading axis: runs."""
+
+    Q: Tensor  # W_Q B, (runs, d, K)
+    K: Tensor  # W_K B, (runs, d, K)
+    V: Tensor  # W_V B, (runs, d, K)
+    O: Tensor  # noqa: E741 - W_O, (runs, m, d)
+    a: Tensor  # (runs, m)
+    square: Tensor  # squared norms of the patterns, (runs, 1, K)
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Prompts in the coordinates of the patterns; leading axis: runs, or 1 if they share them."""
+
+    index: Tensor  # relevant, then irrelevant patterns of the contexts, (runs, n, 2 l)
+    kappa: Tensor  # (runs, n, l)
+    y: Tensor  # labels of the contexts, (runs, n, l)
+    query: Tensor  # coordinates of the queries, (runs, n, K)
+    z: Tensor  # labels of the queries, (runs, n)
+
+    def part(self, start: int, stop: int) -> "_Batch":
+        return _Batch(*(value[:, start:stop] for value in vars(self).values()))
+
+
+def train(
+    models: Sequence[OneLayerTransformer],
+    patterns: Patterns | Sequence[Patterns],
+    tasks: ArrayLike | Sequence[ArrayLike],
+    *,
+    steps: int,
+    batch: int,
+    l: int,  # noqa: E741 - the paper's letter
+    alpha: float | Sequence[float],
+    lr: float | Sequence[float],
+    rngs: Sequence[np.random.Generator],
+    eval_tasks: ArrayLike | Sequence[ArrayLike],
+    eval_n: int = 1000,
+    kappa: float = 0.3,
+    records: int = 60,
+    snapshots: bool = False,
+) -> History:
+    """Train models in place by minibatch SGD on the hinge loss, fresh prompts at each step.
+
+    The runs are independent and share one batched tensor. W_Q, W_K, W_V and W_O are trained, a is
+    fixed. `patterns`, `tasks`, `eval_tasks`, `alpha` and `lr` are for all runs, or a list with one
+    for each run.
+
+    Args:
+        models: one per run, of one shape and dtype; their weights are the starts, and are left
+            trained.
+        patterns: all with the same M1 and M2.
+        tasks: trained tasks, (t, 2).
+        steps: number of steps, at least 1.
+        batch: prompts per step and run, at least 1.
+        l: contexts per prompt, at least 1.
+        alpha: fraction of contexts that show the task's patterns, in (0, 1].
+        lr: step size, positive.
+        rngs: one per run, draws its prompts. A single one for several runs lets them share their
+            prompts, which is faster; only for comparing settings, as the runs are then dependent.
+        eval_tasks: tasks of the evaluation prompts, (t, 2): in-domain error is on tasks held out.
+        eval_n: number of evaluation prompts, drawn once, like the training prompts otherwise.
+        kappa: largest weight of an irrelevant pattern, at least 0.
+        records: how many times loss and error are recorded, evenly over the run; at least 2.
+        snapshots: whether to keep a copy of the models at each mark.
+
+    Raises:
+        ValueError: names the argument, what was given and what was expected.
+        FloatingPointError: a loss is no longer finite; says in which run, at which step.
+
+    Source: paper B, the training by SGD; the coordinates are derived in this book.
+    """
+    runs = len(models)
+    steps, batch, eval_n = (
+        as_count("steps", steps),
+        as_count("batch", batch),
+        as_count("eval_n", eval_n),
+    )
+    records = as_count("records", records, least=2)
+    each = [patterns] * runs if isinstance(patterns, Patterns) else list(patterns)
+    _check_runs(models, each, rngs)
+    rates = _per_run("lr", lr, runs)
+    if rates.min() <= 0:
+        raise ValueError(f"lr: got {lr}, expected positive step sizes")
+    alphas = _per_run("alpha", alpha, runs)
+    trained = _tasks_per_run("tasks", tasks, runs, each[0].M1)
+    unseen = _tasks_per_run("eval_tasks", eval_tasks, runs, each[0].M1)
+    if len(rngs) < runs and any(len({*map(id, many)}) > 1 for many in (trained, unseen)):
+        raise ValueError("rngs: got one for runs with several lists of tasks, expected one per run")
+    if len(rngs) < runs and np.ptp(alphas) > 0:
+        raise ValueError("rngs: got one for runs with several alpha, expected one per run")
+
+    def draw(many: list[Indices], n: int) -> _Batch:
+        sizes = each[0].M1, each[0].M2
+        drawn = [
+            sample_indices(*sizes, many[run], n, l, alphas[run], rng, kappa)
+            for run, rng in enumerate(rngs)
+        ]
+        return _as_batch(*sizes, drawn, models[0].a.dtype)
+
+    held_out = draw(unseen, eval_n)
+    state = _as_state(models, each)
+    start = copy.deepcopy(state)
+    step_sizes = torch.tensor(rates, dtype=models[0].a.dtype)[:, None, None]
+    marks = np.unique(np.linspace(0, steps, records).round().astype(np.int64))
+    loss, error, kept = [], [], []
+    for step in range(steps + 1):
+        if step in marks:
+            output = _forward(state, held_out)[-1]
+            margin = held_out.z * output
+            loss.append(torch.relu(1 - margin).mean(dim=1).tolist())
+            error.append((margin <= 0).double().mean(dim=1).tolist())
+            _check_finite(loss[-1], step)
+            if snapshots:
+                kept.append(tuple(copy.deepcopy(model) for model in models))
+                _write_back(kept[-1], each, start, state)
+        if step == steps:
+            break
+        now = step % _CHUNK
+        if now == 0:
+            chunk = draw(trained, min(_CHUNK, steps - step) * batch)
+        _step(state, chunk.part(now * batch, (now + 1) * batch), step_sizes, step)
+    _write_back(models, each, start, state)
+    return History(
+        steps=marks, loss=np.array(loss).T, error=np.array(error).T, snapshots=tuple(kept)
+    )
+
+
+def evaluate(model: OneLayerTransformer, patterns: Patterns, indices: PromptIndices) -> Evaluation:
+    """What a model does on prompts drawn by `sample_indices`, without building their tokens.
+
+    Raises:
+        ValueError: patterns of other dimensions than the model's.
+    """
+    _check_runs([model], [patterns], [np.random.default_rng(0)])
+    batch = _as_batch(patterns.M1, patterns.M2, [indices], model.a.dtype)
+    attention, *_, output = _forward(_as_state([model], [patterns]), batch)
+    margin = (batch.z * output)[0].double()
+    same = torch.from_numpy(indices.pattern[:, :-1] == indices.pattern[:, -1:])
+    return Evaluation(
+        output=output[0].double().numpy(),
+        attention=attention[0].double().numpy(),
+        loss=torch.relu(1 - margin).mean().item(),
+        error=(margin <= 0).double().mean().item(),
+        same=(attention[0].double() * same).sum(dim=1).mean().item(),
+    )
+
+
+def _forward(state: _State, batch: _Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The model, and what its gradient needs.
+
+    Returns:
+        attention (runs, n, l), pooled coordinates (runs, n, K), which neurons are on (runs, m, n),
+        slope = dF/dpooled (runs, n, K), and the output F (runs, n).
+    """
+    table = state.K.mT @ state.Q  # scores of all patterns as key against all as query, (runs, K, K)
+    scores = _at_contexts(batch.query @ table.mT, batch)
+    attention = torch.softmax(scores, dim=-1)
+    pooled = _to_patterns(attention, batch)
+    A = state.O @ state.V
+    on = A @ pooled.mT
+    torch.gt(on, 0, out=on)  # ReLU(A c) = on * (A c): from here only `on` is needed
+    slope = ((state.a[:, :, None] * A).mT @ on).mT
+    return attention, pooled, on, slope, (slope * pooled).sum(dim=-1)
+
+
+def _step(state: _State, batch: _Batch, lr: Tensor, step: int) -> None:
+    """One step of SGD, by hand: autograd takes three times as long on tensors this small."""
+    attention, pooled, on, slope, output = _forward(state, batch)
+    margin = batch.z * output
+    _check_finite(torch.relu(1 - margin).mean(dim=1).tolist(), step)
+    pull = -batch.z * (margin < 1) / batch.z.shape[1]  # dloss/dF, (runs, n)
+    dA = state.a[:, :, None] * (on @ (pull[..., None] * pooled))
+    dpooled = pull[..., None] * slope
+    # Softmax: sum_i attention_i dattention_i = <pooled, dpooled> = pull F.
+    dscores = attention * (_at_contexts(dpooled, batch) - (pull * output)[..., None])
+    dtable = _to_patterns(dscores, batch).mT @ batch.query
+    dO, dV = dA @ state.V.mT, state.O.mT @ dA
+    dQ, dK = state.K @ dtable, state.Q @ dtable.mT
+    # A gradient of W is D B^T; W B then moves by D B^T B, and B^T B = diag(square).
+    state.O -= lr * dO
+    state.V -= lr * state.square * dV
+    state.Q -= lr * state.square * dQ
+    state.K -= lr * state.square * dK
+
+
+def _at_contexts(values: Tensor, batch: _Batch) -> Tensor:
+    """<values, coordinates of context i>: (runs, n, K) -> (runs, n, l)."""
+    l = batch.kappa.shape[-1]  # noqa: E741
+    read = values.gather(-1, batch.index.expand(len(values), -1, -1))
+    return read[..., :l] + batch.kappa * read[..., l:] + batch.y * values[..., -1:]
+
+
+def _to_patterns(weights: Tensor, batch: _Batch) -> Tensor:
+    """Sum_i weights_i (coordinates of context i): (runs, n, l) -> (runs, n, K)."""
+    sums = weights.new_zeros(len(weights), *batch.query.shape[1:])
+    both = torch.cat([weights, batch.kappa * weights], dim=-1)
+    sums.scatter_add_(-1, batch.index.expand(len(weights), -1, -1), both)
+    sums[..., -1] = (weights * batch.y).sum(dim=-1)
+    return sums
+
+
+def _as_state(models: Sequence[OneLayerTransformer], patterns: Sequence[Patterns]) -> _State:
+    with torch.no_grad():
+        B = torch.stack([torch.from_numpy(p.basis.T) for p in patterns]).to(models[0].a.dtype)
+        W = {
+            name: torch.stack([getattr(model, name).detach() for model in models])
+            for name in ("W_Q", "W_K", "W_V", "W_O", "a")
+        }
+        square = torch.stack([torch.from_numpy(p.norms**2) for p in patterns]).to(B.dtype)
+        return _State(
+            Q=W["W_Q"] @ B,
+            K=W["W_K"] @ B,
+            V=W["W_V"] @ B,
+            O=W["W_O"],
+            a=W["a"],
+            square=square[:, None, :],
+        )
+
+
+def _as_batch(M1: int, M2: int, drawn: list[PromptIndices], dtype: torch.dtype) -> _Batch:
+    def stacked(arrays: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(arrays))
+
+    kappa = stacked([p.kappa for p in drawn]).to(dtype)
+    pattern = stacked([p.pattern for p in drawn])
+    irrelevant = M1 + stacked([p.irrelevant for p in drawn])
+    query = torch.zeros(*kappa.shape[:2], M1 + M2 + 1, dtype=dtype)
+    query.scatter_(-1, irrelevant[..., -1:], kappa[..., -1:])
+    query.scatter_(-1, pattern[..., -1:], 1.0)
+    return _Batch(
+        index=torch.cat([pattern[..., :-1], irrelevant[..., :-1]], dim=-1),
+        kappa=kappa[..., :-1].contiguous(),
+        y=stacked([p.context_label for p in drawn]).to(dtype),
+        query=query,
+        z=stacked([p.label for p in drawn]).to(dtype),
+    )
+
+
+def _write_back(
+    models: Sequence[OneLayerTransformer], patterns: Sequence[Patterns], start: _State, now: _State
+) -> None:
+    """Set the models, whose weights are those of `start`, to those of `now`."""
+    with torch.no_grad():
+        for run, (model, given) in enumerate(zip(models, patterns, strict=True)):
+            dual = torch.from_numpy(given.basis / given.norms[:, None] ** 2).to(model.a.dtype)
+            for name, old, new in (
+                (model.W_Q, start.Q, now.Q),
+                (model.W_K, start.K, now.K),
+                (model.W_V, start.V, now.V),
+            ):
+                name += (new[run] - old[run]) @ dual
+            model.W_O.copy_(now.O[run])
+
+
+def _check_finite(losses: list[float], step: int) -> None:
+    for run, loss in enumerate(losses):
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"training diverged: the loss of run {run} is {loss} at step {step}"
+            )
+
+
+def _per_run(name: str, value: float | Sequence[float], runs: int) -> Array:
+    return as_array(name, [value] * runs if np.ndim(value) == 0 else value, (runs,))
+
+
+def _tasks_per_run(
+    name: str, tasks: ArrayLike | Sequence[ArrayLike], runs: int, M1: int
+) -> list[Indices]:
+    """One checked list of tasks per run; the same object if it is the same for all."""
+    if len(tasks) and np.ndim(tasks[0]) == 2:
+        if len(tasks) != runs:
+            raise ValueError(f"{name}: got {len(tasks)} lists of tasks, expected {runs}, one a run")
+        return [as_tasks(name, one, M1) for one in tasks]
+    return [as_tasks(name, tasks, M1)] * runs
+
+
+def _check_runs(
+    models: Sequence[OneLayerTransformer],
+    patterns: Sequence[Patterns],
+    rngs: Sequence[np.random.Generator],
+) -> None:
+    if not models or len({id(model) for model in models}) < len(models):
+        raise ValueError("models: expected at least one, and a different one for each run")
+    if len({(model.dX, model.dY, model.m, model.a.dtype) for model in models}) > 1:
+        raise ValueError("models: expected one dX, dY, m and dtype for all runs")
+    if len(patterns) != len(models):
+        raise ValueError(
+            f"patterns: got {len(patterns)} for {len(models)} models, expected one per run"
+        )
+    for given in patterns:
+        if (given.dX, given.dY) != (models[0].dX, models[0].dY):
+            raise ValueError(
+                f"patterns: got dX = {given.dX}, dY = {given.dY}, expected those of the models, "
+                f"{models[0].dX} and {models[0].dY}"
+            )
+        if (given.M1, given.M2) != (patterns[0].M1, patterns[0].M2):
+            raise ValueError("patterns: expected the same M1 and M2 for all runs")
+    if len(rngs) not in {1, len(models)} or len({id(rng) for rng in rngs}) < len(rngs):
+        raise ValueError(
+            f"rngs: got {len({id(rng) for rng in rngs})} generators, expected one for each of the "
+            f"{len(models)} runs, or one that all share"
+        )
