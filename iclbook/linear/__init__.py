@@ -12,6 +12,7 @@ from iclbook.linear.flow import (
     gradient_descent,
     gradient_flow,
 )
+from iclbook.linear.law import ShortPrompts, sample_short, short_predictions
 from iclbook.linear.layers import (
     LinearSelfAttention,
     LinearTransformerBlock,
@@ -43,6 +44,7 @@ __all__ = [
     "LinearTransformerBlock",
     "Prompts",
     "RegressionTask",
+    "ShortPrompts",
     "Trajectory",
     "bayes_estimate",
     "bayes_risk",
@@ -60,6 +62,8 @@ __all__ = [
     "ltb_risk",
     "reduced_form",
     "reduced_predictions",
+    "sample_short",
+    "short_predictions",
     "token_matrix",
     "train",
 ]

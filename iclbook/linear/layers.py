@@ -195,3 +195,15 @@ class LinearTransformerBlock(LinearSelfAttention):
             block.W_K[:d, :d] = torch.eye(d)
             block.W_Q[:d, :d] = torch.tensor(Gamma.T.copy())
         return block
+
+    def to_gd_beta(self) -> tuple[Array, Array]:
+        """(beta, Gamma) that the weights imply, (d,) and (d, d); `from_gd_beta` undone.
+
+        beta = u and Gamma = v_y A, with v_y the last entry of v and A the first d columns of W.
+        The block is this GD-beta estimator exactly if v = v_y (-u, 1) and the last column of W is
+        zero. No scaling of v against W, and none inside the weights, changes the result.
+
+        Source: paper A, the optimal LTB is GD-beta; the reading is this book's.
+        """
+        u, v, W = self.reduced()
+        return u, v[-1] * W[:, :-1]

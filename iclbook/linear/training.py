@@ -1,18 +1,20 @@
 """Training of the linear layers on prompts (chapter linear/approximation-gap)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from iclbook.checks import Array, as_count, as_number
-from iclbook.linear.layers import LinearSelfAttention, reduced_form, reduced_predictions
+from iclbook.linear.law import ShortPrompts, sample_short, short_predictions
+from iclbook.linear.layers import LinearSelfAttention, reduced_form
 from iclbook.linear.risk import ltb_risk
 from iclbook.linear.task import RegressionTask
 
-_CHUNK = 25  # steps whose prompts are drawn at once
+_CHUNK = 8  # steps whose prompts are drawn at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +40,9 @@ def train(
     """Train layers in place by Adam on squared error, fresh prompts at each step.
 
     The runs are independent: each has its own weights and its own prompts. They share one batched
-    tensor, and the predictions go through the reduced form <u + W G v, x>, which has the gradients
-    of the layer on the token matrix. The step size follows half a cosine from `lr` to 0, so that
-    the weights settle instead of fluctuating around the optimum.
+    tensor. The predictions go through the reduced form <u + W G v, x> and the exact law of G v, so
+    a step costs the same for prompts of any length. The step size follows half a cosine from `lr`
+    to 0, so that the weights settle instead of fluctuating around the optimum.
 
     Args:
         layers: one per run, all of one kind; their weights are the starts, and are left trained.
@@ -66,20 +68,19 @@ def train(
         name: torch.stack([layer.get_parameter(name).detach() for layer in layers]).requires_grad_()
         for name in names
     }
-    optimiser = torch.optim.Adam(weights.values(), lr=lr)
+    optimiser = torch.optim.Adam(weights.values(), lr=lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
     marks = np.unique(np.linspace(0, steps, records).round().astype(int))
     risk = []
+    prompts = _prompts(task, steps, batch, rngs)
     for step in range(steps + 1):
         if step in marks:
             risk.append(_exact_risks(task, weights, step))
         if step == steps:
             break
-        if step % _CHUNK == 0:
-            X, y, x, target = _draw(task, min(_CHUNK, steps - step), batch, rngs)
-        now = step % _CHUNK
-        predictions = reduced_predictions(*reduced_form(weights), X[now], y[now], x[now])
-        loss = (predictions - target[now]).square().mean(dim=1)
+        *prompt, target = next(prompts)
+        predictions = short_predictions(task, reduced_form(weights), *prompt)
+        loss = (predictions - target).square().mean(dim=1)
         if not torch.isfinite(loss).all():
             run = int(torch.isfinite(loss).logical_not().nonzero()[0])
             raise FloatingPointError(
@@ -121,17 +122,25 @@ def _check_runs(
         )
 
 
-def _draw(
+def _prompts(
     task: RegressionTask, steps: int, batch: int, rngs: Sequence[np.random.Generator]
-) -> list[Tensor]:
-    """X, y, x and target of all runs for some steps, each (steps, runs, batch, ...)."""
-    drawn = [task.sample(steps * batch, rng) for rng in rngs]
-    stacked = []
-    for name in ("X", "y", "x", "target"):
-        arrays = [getattr(prompts, name) for prompts in drawn]
-        parts = [a.reshape(steps, batch, *a.shape[1:]) for a in arrays]
-        stacked.append(torch.from_numpy(np.stack(parts, axis=1)))
-    return stacked
+) -> Iterator[list[Tensor]]:
+    """The fields of ShortPrompts of all runs for each step, (runs, batch, ...)."""
+    lengths = [min(_CHUNK, steps - start) for start in range(0, steps, _CHUNK)]
+    # NumPy draws without Python's lock: the next chunk is drawn while this one is trained on.
+    with ThreadPoolExecutor() as pool:
+        ahead = [pool.submit(sample_short, task, lengths[0] * batch, rng) for rng in rngs]
+        for now, then in zip(lengths, [*lengths[1:], 0], strict=True):
+            drawn = [future.result() for future in ahead]
+            if then:
+                ahead = [pool.submit(sample_short, task, then * batch, rng) for rng in rngs]
+            stacked = []
+            for field in fields(ShortPrompts):
+                parts = [getattr(prompts, field.name) for prompts in drawn]
+                parts = [part.reshape(now, batch, *part.shape[1:]) for part in parts]
+                stacked.append(torch.from_numpy(np.stack(parts, axis=1)))
+            for step in range(now):
+                yield [part[step] for part in stacked]
 
 
 def _exact_risks(task: RegressionTask, weights: dict[str, Tensor], step: int) -> list[float]:

@@ -131,6 +131,22 @@ def test_a_block_made_from_gd_beta_takes_the_gradient_step(d: int, M: int) -> No
     np.testing.assert_array_equal(u, beta)
     np.testing.assert_array_equal(v, np.append(-beta, 1.0))
     np.testing.assert_array_equal(W, np.column_stack([Gamma, np.zeros(d)]))
+    for implied, given in zip(block.to_gd_beta(), (beta, Gamma), strict=True):
+        np.testing.assert_array_equal(implied, given)
+
+
+def test_what_a_block_implies_does_not_depend_on_how_its_weights_share_a_factor() -> None:
+    rng = np.random.default_rng(5)
+    beta, Gamma = rng.standard_normal(3), rng.standard_normal((3, 3))
+    block = LinearTransformerBlock.from_gd_beta(beta, Gamma)
+    mix = torch.tensor(rng.standard_normal((4, 4)))
+    with torch.no_grad():
+        block.W_V *= -3.0  # v
+        block.W_K /= -3.0  # W
+        block.W_K.copy_(mix @ block.W_K)
+        block.W_Q.copy_(torch.linalg.inv(mix).T @ block.W_Q)
+    for implied, given in zip(block.to_gd_beta(), (beta, Gamma), strict=True):
+        np.testing.assert_allclose(implied, given, rtol=1e-12)
 
 
 # --- what a layer may look at ---------------------------------------------------------------------

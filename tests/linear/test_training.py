@@ -17,7 +17,9 @@ from iclbook.linear import (
     lsa_risk,
     ltb_minimum,
     ltb_risk,
-    token_matrix,
+    reduced_form,
+    sample_short,
+    short_predictions,
     train,
 )
 
@@ -57,27 +59,36 @@ def test_training_settles_within_one_per_cent_of_the_exact_minimum(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_is_adam_on_the_squared_error_of_the_layer_itself(
+def test_a_step_is_adam_on_the_squared_error_of_short_prompts(
     kind: type[LinearSelfAttention],
 ) -> None:
-    """Through the token matrix, one run at a time, with the same prompts: the same weights."""
-    steps, batch, lr = 30, 16, 0.02
+    """By a plain optimiser, one run at a time, with the same prompts: the same weights."""
+    steps, batch, lr = 40, 16, 0.02
     trained = [make(kind, 0), make(kind, 1)]
-    run(*trained)
+    run(*trained, steps=steps)
     for seed, layer in enumerate(trained):
         plain, source = make(kind, seed), rng(seed)
         optimiser = torch.optim.Adam(plain.parameters(), lr=lr)
-        prompts = [TASK.sample(k * batch, source) for k in (25, 5)]  # as train draws them
-        E = torch.cat([token_matrix(p.X, p.y, p.x) for p in prompts])
-        target = torch.cat([torch.tensor(p.target) for p in prompts])
+        drawn = [sample_short(TASK, 8 * batch, source) for _ in range(5)]  # as train draws them
+        prompts, target = (
+            [torch.tensor(np.concatenate([getattr(p, name) for p in drawn])) for name in names]
+            for names in (("chi2", "normal", "task", "query"), ("target",))
+        )
         for step in range(steps):
             optimiser.param_groups[0]["lr"] = lr * (1 + np.cos(np.pi * step / steps)) / 2
             now = slice(step * batch, (step + 1) * batch)
+            form = reduced_form(dict(plain.named_parameters()))
             optimiser.zero_grad()
-            (plain(E[now]) - target[now]).square().mean().backward()
+            predictions = short_predictions(TASK, form, *(part[now] for part in prompts))
+            (predictions - target[0][now]).square().mean().backward()
             optimiser.step()
         for a, b in zip(layer.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+def test_a_layer_that_reads_nothing_learns_without_a_division_by_zero() -> None:
+    layer = LinearTransformerBlock(2)  # all weights 0: no gradient either
+    assert run(layer).risk[0, -1] == ltb_risk(TASK, np.zeros(2), np.zeros(3), np.zeros((2, 3)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
