@@ -336,24 +336,29 @@ def sample_indices(
         raise ValueError(f"alpha: got {alpha} with M1 = 2, expected 1: there is no third pattern")
     which, where, beside, coins = rng.spawn(4)
     task = which.integers(len(tasks), size=n)
-    side = which.integers(2, size=n)
+    side = which.integers(2, size=(n, 1))
     # Slot 0 is a, slot 1 is b, slots 2.. are the other patterns, in each task's own order.
+    # Sums and masks instead of np.where, whose branches on random numbers take most of the time.
     u = where.random((n, l), dtype=np.float32)
+    slot = (u >= alpha / 2).astype(np.int16)
     if alpha < 1:
-        stretch = (M1 - 2) / (1 - alpha)
-        other = np.minimum(((u - np.float32(alpha)) * np.float32(stretch)).astype(np.int16), M1 - 3)
-        slot = np.where(u < alpha, u >= alpha / 2, other + 2)
-    else:
-        slot = u >= 0.5
-    slots = np.concatenate([slot, side[:, None]], axis=1)
-    coin = coins.integers(2, size=(n, l), dtype=np.int8)
+        slot += u >= alpha
+        stretch = np.float32((M1 - 2) / (1 - alpha))
+        slot += ((u - np.float32(alpha)) * stretch).clip(0, M1 - 3).astype(np.int16)
+    bits = np.frombuffer(coins.bytes((n * l + 7) // 8), dtype=np.uint8)
+    coin = np.unpackbits(bits, count=n * l).reshape(n, l).view(bool)
+    minus = (slot == 1) | ((slot > 1) & coin)
+    slots = np.concatenate([slot, side], axis=1, dtype=np.int32)
+    slots += (M1 * task)[:, None].astype(np.int32)
+    weight = beside.random((n, l + 1), dtype=np.float32)
+    weight -= np.float32(0.5)
+    weight *= np.float32(2 * kappa)
     return PromptIndices(
-        pattern=_slots(tasks, M1).ravel()[slots + (M1 * task)[:, None]],
+        pattern=_slots(tasks, M1).ravel().take(slots),
         irrelevant=beside.integers(M2, size=(n, l + 1), dtype=np.int16).astype(np.int64),
-        kappa=(beside.random((n, l + 1), dtype=np.float32) - np.float32(0.5))
-        * np.float32(2 * kappa),
-        context_label=(1 - 2 * np.where(slot < 2, slot, coin)).astype(np.int8),
-        label=(1 - 2 * side).astype(np.int8),
+        kappa=weight,
+        context_label=1 - 2 * minus.view(np.int8),
+        label=(1 - 2 * side[:, 0]).astype(np.int8),
         task=task,
     )
 

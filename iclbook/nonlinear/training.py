@@ -54,21 +54,22 @@ class Evaluation:
 
 @dataclass(eq=False)
 class _State:
-    """The weights of all runs, as they act on the patterns B (d, K); leading axis: runs."""
+    """The weights of all runs as they act on the patterns, the rows of B; leading axis: runs."""
 
-    Q: Tensor  # W_Q B, (runs, d, K)
-    K: Tensor  # W_K B, (runs, d, K)
-    V: Tensor  # W_V B, (runs, d, K)
+    Q: Tensor  # B W_Q^T: row j is W_Q times pattern j, (runs, K, d)
+    K: Tensor  # B W_K^T, (runs, K, d)
+    V: Tensor  # B W_V^T, (runs, K, d)
     O: Tensor  # noqa: E741 - W_O, (runs, m, d)
-    a: Tensor  # (runs, m)
-    square: Tensor  # squared norms of the patterns, (runs, 1, K)
+    a: Tensor  # (runs, 1, m)
+    square: Tensor  # squared norms of the patterns, (runs, K, 1)
 
 
 @dataclass(eq=False)
 class _Batch:
     """Prompts in the coordinates of the patterns; leading axis: runs, or 1 if they share them."""
 
-    index: Tensor  # relevant, then irrelevant patterns of the contexts, (runs, n, 2 l)
+    relevant: Tensor  # index of each context's relevant pattern, (runs, n, l)
+    irrelevant: Tensor  # and of its irrelevant one, (runs, n, l)
     kappa: Tensor  # (runs, n, l)
     y: Tensor  # labels of the contexts, (runs, n, l)
     query: Tensor  # coordinates of the queries, (runs, n, K)
@@ -76,6 +77,9 @@ class _Batch:
 
     def part(self, start: int, stop: int) -> "_Batch":
         return _Batch(*(value[:, start:stop] for value in vars(self).values()))
+
+    def rows(self, rows: Tensor) -> "_Batch":
+        return _Batch(*(_rows(value, rows) for value in vars(self).values()))
 
 
 def train(
@@ -126,32 +130,24 @@ def train(
     Source: paper B, the training by SGD; the coordinates are derived in this book.
     """
     runs = len(models)
-    steps, batch, eval_n = (
-        as_count("steps", steps),
-        as_count("batch", batch),
-        as_count("eval_n", eval_n),
-    )
-    records = as_count("records", records, least=2)
+    steps, batch = as_count("steps", steps), as_count("batch", batch)
+    eval_n, records = as_count("eval_n", eval_n), as_count("records", records, least=2)
     each = [patterns] * runs if isinstance(patterns, Patterns) else list(patterns)
     _check_runs(models, each, rngs)
-    rates = _per_run("lr", lr, runs)
+    rates, alphas = _per_run("lr", lr, runs), _per_run("alpha", alpha, runs)
     if rates.min() <= 0:
         raise ValueError(f"lr: got {lr}, expected positive step sizes")
-    alphas = _per_run("alpha", alpha, runs)
     trained = _tasks_per_run("tasks", tasks, runs, each[0].M1)
     unseen = _tasks_per_run("eval_tasks", eval_tasks, runs, each[0].M1)
-    if len(rngs) < runs and any(len({*map(id, many)}) > 1 for many in (trained, unseen)):
-        raise ValueError("rngs: got one for runs with several lists of tasks, expected one per run")
-    if len(rngs) < runs and np.ptp(alphas) > 0:
-        raise ValueError("rngs: got one for runs with several alpha, expected one per run")
+    _check_sharing(rngs, trained, unseen, alphas)
 
     def draw(many: list[Indices], n: int) -> _Batch:
-        sizes = each[0].M1, each[0].M2
+        M1, M2 = each[0].M1, each[0].M2
         drawn = [
-            sample_indices(*sizes, many[run], n, l, alphas[run], rng, kappa)
+            sample_indices(M1, M2, many[run], n, l, alphas[run], rng, kappa)
             for run, rng in enumerate(rngs)
         ]
-        return _as_batch(*sizes, drawn, models[0].a.dtype)
+        return _as_batch(M1, M2, drawn, models[0].a.dtype)
 
     held_out = draw(unseen, eval_n)
     state = _as_state(models, each)
@@ -161,8 +157,7 @@ def train(
     loss, error, kept = [], [], []
     for step in range(steps + 1):
         if step in marks:
-            output = _forward(state, held_out)[-1]
-            margin = held_out.z * output
+            margin = held_out.z * _forward(state, held_out)[-1]
             loss.append(torch.relu(1 - margin).mean(dim=1).tolist())
             error.append((margin <= 0).double().mean(dim=1).tolist())
             _check_finite(loss[-1], step)
@@ -201,75 +196,90 @@ def evaluate(model: OneLayerTransformer, patterns: Patterns, indices: PromptIndi
     )
 
 
-def _forward(state: _State, batch: _Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _forward(state: _State, batch: _Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The model, and what its gradient needs.
 
     Returns:
-        attention (runs, n, l), pooled coordinates (runs, n, K), which neurons are on (runs, m, n),
-        slope = dF/dpooled (runs, n, K), and the output F (runs, n).
+        attention (runs, n, l), pooled coordinates (runs, n, K), A = neurons on patterns
+        (runs, K, m), and the output F (runs, n).
     """
-    table = state.K.mT @ state.Q  # scores of all patterns as key against all as query, (runs, K, K)
-    scores = _at_contexts(batch.query @ table.mT, batch)
-    attention = torch.softmax(scores, dim=-1)
+    table = state.Q @ state.K.mT  # scores of all patterns as query against all as key, (runs, K, K)
+    attention = torch.softmax(_at_contexts(batch.query @ table, batch), dim=-1)
     pooled = _to_patterns(attention, batch)
-    A = state.O @ state.V
-    on = A @ pooled.mT
-    torch.gt(on, 0, out=on)  # ReLU(A c) = on * (A c): from here only `on` is needed
-    slope = ((state.a[:, :, None] * A).mT @ on).mT
-    return attention, pooled, on, slope, (slope * pooled).sum(dim=-1)
+    A = state.V @ state.O.mT
+    hidden = (A.mT @ pooled.mT).relu_()  # (runs, m, n)
+    return attention, pooled, A, (state.a @ hidden)[:, 0]
 
 
 def _step(state: _State, batch: _Batch, lr: Tensor, step: int) -> None:
     """One step of SGD, by hand: autograd takes three times as long on tensors this small."""
-    attention, pooled, on, slope, output = _forward(state, batch)
+    attention, pooled, A, output = _forward(state, batch)
     margin = batch.z * output
     _check_finite(torch.relu(1 - margin).mean(dim=1).tolist(), step)
     pull = -batch.z * (margin < 1) / batch.z.shape[1]  # dloss/dF, (runs, n)
-    dA = state.a[:, :, None] * (on @ (pull[..., None] * pooled))
-    dpooled = pull[..., None] * slope
+    busy = int((margin < 1).sum(dim=1).max())
+    if busy == 0:
+        return
+    if 2 * busy < batch.z.shape[1]:
+        # Soon after the plateau nearly all prompts have loss 0. The others alone have a gradient.
+        rows = torch.topk(pull.abs(), busy, dim=1).indices
+        batch = batch.rows(rows)
+        attention, pooled = _rows(attention, rows), _rows(pooled, rows)
+        output, pull = _rows(output, rows), _rows(pull, rows)
+    on = A.mT @ pooled.mT
+    torch.gt(on, 0, out=on)  # which neurons are on, as numbers: ReLU(h) = on h, (runs, m, n)
+    dA = state.a * ((pull[..., None] * pooled).mT @ on.mT)
+    dpooled = pull[..., None] * ((state.a * A) @ on).mT
     # Softmax: sum_i attention_i dattention_i = <pooled, dpooled> = pull F.
-    dscores = attention * (_at_contexts(dpooled, batch) - (pull * output)[..., None])
-    dtable = _to_patterns(dscores, batch).mT @ batch.query
-    dO, dV = dA @ state.V.mT, state.O.mT @ dA
-    dQ, dK = state.K @ dtable, state.Q @ dtable.mT
-    # A gradient of W is D B^T; W B then moves by D B^T B, and B^T B = diag(square).
-    state.O -= lr * dO
-    state.V -= lr * state.square * dV
+    dscores = _at_contexts(dpooled, batch).sub_((pull * output)[..., None])
+    dscores *= attention
+    dtable = batch.query.mT @ _to_patterns(dscores, batch)
+    dV, dO = dA @ state.O, dA.mT @ state.V
+    dQ, dK = dtable @ state.K, dtable.mT @ state.Q
+    # The gradient of a W is D^T B for such a D. So B W^T moves by B B^T D, and B B^T is diagonal.
     state.Q -= lr * state.square * dQ
     state.K -= lr * state.square * dK
+    state.V -= lr * state.square * dV
+    state.O -= lr * dO
+
+
+def _rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Some prompts of each run: values (runs or 1, n, ...), rows (runs, c) -> (runs, c, ...)."""
+    return torch.take_along_dim(values, rows.reshape(*rows.shape, *[1] * (values.ndim - 2)), dim=1)
 
 
 def _at_contexts(values: Tensor, batch: _Batch) -> Tensor:
     """<values, coordinates of context i>: (runs, n, K) -> (runs, n, l)."""
-    l = batch.kappa.shape[-1]  # noqa: E741
-    read = values.gather(-1, batch.index.expand(len(values), -1, -1))
-    return read[..., :l] + batch.kappa * read[..., l:] + batch.y * values[..., -1:]
+    read = values.gather(-1, batch.relevant.expand(len(values), -1, -1))
+    read.addcmul_(batch.kappa, values.gather(-1, batch.irrelevant.expand(len(values), -1, -1)))
+    return read.addcmul_(batch.y, values[..., -1:])
 
 
 def _to_patterns(weights: Tensor, batch: _Batch) -> Tensor:
     """Sum_i weights_i (coordinates of context i): (runs, n, l) -> (runs, n, K)."""
     sums = weights.new_zeros(len(weights), *batch.query.shape[1:])
-    both = torch.cat([weights, batch.kappa * weights], dim=-1)
-    sums.scatter_add_(-1, batch.index.expand(len(weights), -1, -1), both)
+    sums.scatter_add_(-1, batch.relevant.expand(len(weights), -1, -1), weights)
+    sums.scatter_add_(-1, batch.irrelevant.expand(len(weights), -1, -1), batch.kappa * weights)
     sums[..., -1] = (weights * batch.y).sum(dim=-1)
     return sums
 
 
 def _as_state(models: Sequence[OneLayerTransformer], patterns: Sequence[Patterns]) -> _State:
     with torch.no_grad():
-        B = torch.stack([torch.from_numpy(p.basis.T) for p in patterns]).to(models[0].a.dtype)
-        W = {
-            name: torch.stack([getattr(model, name).detach() for model in models])
+        dtype = models[0].a.dtype
+        B = torch.stack([torch.tensor(p.basis, dtype=dtype) for p in patterns])
+        square = torch.stack([torch.tensor(p.norms**2, dtype=dtype) for p in patterns])
+        W_Q, W_K, W_V, W_O, a = (
+            torch.stack([getattr(model, name).detach() for model in models])
             for name in ("W_Q", "W_K", "W_V", "W_O", "a")
-        }
-        square = torch.stack([torch.from_numpy(p.norms**2) for p in patterns]).to(B.dtype)
+        )
         return _State(
-            Q=W["W_Q"] @ B,
-            K=W["W_K"] @ B,
-            V=W["W_V"] @ B,
-            O=W["W_O"],
-            a=W["a"],
-            square=square[:, None, :],
+            Q=B @ W_Q.mT,
+            K=B @ W_K.mT,
+            V=B @ W_V.mT,
+            O=W_O,
+            a=a[:, None, :],
+            square=square[:, :, None],
         )
 
 
@@ -277,15 +287,16 @@ def _as_batch(M1: int, M2: int, drawn: list[PromptIndices], dtype: torch.dtype) 
     def stacked(arrays: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(arrays))
 
-    kappa = stacked([p.kappa for p in drawn]).to(dtype)
+    irrelevant = stacked([p.irrelevant for p in drawn]).add_(M1)
     pattern = stacked([p.pattern for p in drawn])
-    irrelevant = M1 + stacked([p.irrelevant for p in drawn])
+    kappa = stacked([p.kappa for p in drawn]).to(dtype)
     query = torch.zeros(*kappa.shape[:2], M1 + M2 + 1, dtype=dtype)
     query.scatter_(-1, irrelevant[..., -1:], kappa[..., -1:])
     query.scatter_(-1, pattern[..., -1:], 1.0)
     return _Batch(
-        index=torch.cat([pattern[..., :-1], irrelevant[..., :-1]], dim=-1),
-        kappa=kappa[..., :-1].contiguous(),
+        relevant=pattern[..., :-1],
+        irrelevant=irrelevant[..., :-1],
+        kappa=kappa[..., :-1],
         y=stacked([p.context_label for p in drawn]).to(dtype),
         query=query,
         z=stacked([p.label for p in drawn]).to(dtype),
@@ -304,7 +315,7 @@ def _write_back(
                 (model.W_K, start.K, now.K),
                 (model.W_V, start.V, now.V),
             ):
-                name += (new[run] - old[run]) @ dual
+                name += (new[run] - old[run]).T @ dual
             model.W_O.copy_(now.O[run])
 
 
@@ -314,6 +325,20 @@ def _check_finite(losses: list[float], step: int) -> None:
             raise FloatingPointError(
                 f"training diverged: the loss of run {run} is {loss} at step {step}"
             )
+
+
+def _check_sharing(
+    rngs: Sequence[np.random.Generator],
+    trained: list[Indices],
+    unseen: list[Indices],
+    alphas: Array,
+) -> None:
+    settings = {*map(id, trained)}, {*map(id, unseen)}, {*alphas.tolist()}
+    if len(rngs) < len(alphas) and max(map(len, settings)) > 1:
+        raise ValueError(
+            "rngs: got one for runs with several tasks or alpha, expected one per run, since only "
+            "runs with the same tasks and alpha can share their prompts"
+        )
 
 
 def _per_run(name: str, value: float | Sequence[float], runs: int) -> Array:
