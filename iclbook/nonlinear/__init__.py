@@ -1,5 +1,6 @@
 """Binary classification in context with a nonlinear Transformer: the second wing (paper B)."""
 
+from iclbook.nonlinear.mechanism import Growth, Neurons, growth, neurons
 from iclbook.nonlinear.model import OneLayerTransformer, hinge_loss
 from iclbook.nonlinear.prompts import (
     Patterns,
@@ -15,11 +16,14 @@ from iclbook.nonlinear.prompts import (
     sample_prompts,
     training_tasks,
 )
+from iclbook.nonlinear.pruning import neuron_norms, prune, shrink
 from iclbook.nonlinear.training import Evaluation, History, evaluate, train
 
 __all__ = [
     "Evaluation",
+    "Growth",
     "History",
+    "Neurons",
     "OneLayerTransformer",
     "Patterns",
     "PromptIndices",
@@ -29,11 +33,16 @@ __all__ = [
     "check_coverage",
     "coefficients_with_sum",
     "evaluate",
+    "growth",
     "hinge_loss",
+    "neuron_norms",
+    "neurons",
     "orthogonal_patterns",
     "out_of_domain",
+    "prune",
     "sample_indices",
     "sample_prompts",
+    "shrink",
     "train",
     "training_tasks",
 ]

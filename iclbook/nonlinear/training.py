@@ -250,16 +250,16 @@ def _rows(values: Tensor, rows: Tensor) -> Tensor:
 
 def _at_contexts(values: Tensor, batch: _Batch) -> Tensor:
     """<values, coordinates of context i>: (runs, n, K) -> (runs, n, l)."""
-    read = values.gather(-1, batch.relevant.expand(len(values), -1, -1))
-    read.addcmul_(batch.kappa, values.gather(-1, batch.irrelevant.expand(len(values), -1, -1)))
+    read = values.gather(-1, batch.relevant.expand(values.shape[0], -1, -1))
+    read.addcmul_(batch.kappa, values.gather(-1, batch.irrelevant.expand(values.shape[0], -1, -1)))
     return read.addcmul_(batch.y, values[..., -1:])
 
 
 def _to_patterns(weights: Tensor, batch: _Batch) -> Tensor:
     """Sum_i weights_i (coordinates of context i): (runs, n, l) -> (runs, n, K)."""
-    sums = weights.new_zeros(len(weights), *batch.query.shape[1:])
-    sums.scatter_add_(-1, batch.relevant.expand(len(weights), -1, -1), weights)
-    sums.scatter_add_(-1, batch.irrelevant.expand(len(weights), -1, -1), batch.kappa * weights)
+    sums = weights.new_zeros(weights.shape[0], *batch.query.shape[1:])
+    sums.scatter_add_(-1, batch.relevant.expand(weights.shape[0], -1, -1), weights)
+    sums.scatter_add_(-1, batch.irrelevant.expand(weights.shape[0], -1, -1), batch.kappa * weights)
     sums[..., -1] = (weights * batch.y).sum(dim=-1)
     return sums
 
