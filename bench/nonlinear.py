@@ -1,0 +1,136 @@
+"""What training of the nonlinear wing costs, against other ways to do the same: a markdown table.
+
+All contenders run interleaved in rounds on one thread, on the same machine and in float32, each
+drawing its own prompts; a row is the median over the rounds. Run: python bench/nonlinear.py
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from iclbook.nonlinear import (
+    OneLayerTransformer,
+    hinge_loss,
+    orthogonal_patterns,
+    sample_prompts,
+    train,
+    training_tasks,
+)
+
+M1, M2, DX, DY, NEURONS, L, BATCH, ALPHA, LR = 6, 24, 56, 8, 200, 20, 256, 0.8, 0.5
+RUNS = 16
+PATTERNS = orthogonal_patterns(M1, M2, DX, DY, 1.0, np.random.default_rng(0))
+TASKS, UNSEEN = training_tasks(M1, np.random.default_rng(0))
+
+
+class EncoderLayer(nn.Module):
+    """torch.nn.TransformerEncoderLayer over contexts and query, with the paper's output weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(
+            DX + DY, nhead=1, dim_feedforward=NEURONS, dropout=0.0, batch_first=True
+        )
+        self.read = nn.Linear(DX + DY, 1)
+
+    def forward(self, tokens: Tensor, query: Tensor) -> Tensor:
+        """One number for each prompt, read at the query."""
+        return self.read(self.layer(torch.cat([tokens, query[:, None]], dim=1))[:, -1])[:, 0]
+
+
+def model(seed: int) -> OneLayerTransformer:
+    """The model of the paper at its start."""
+    generator = torch.Generator().manual_seed(seed)
+    return OneLayerTransformer(DX, DY, NEURONS, generator, dtype=torch.float32)
+
+
+def by_autograd(module: nn.Module, steps: int) -> None:
+    """Plain minibatch SGD on dense tokens."""
+    rng = np.random.default_rng(1)
+    optimiser = torch.optim.SGD(module.parameters(), lr=LR if module is not ENCODER else 0.01)
+    for _ in range(steps):
+        P = sample_prompts(PATTERNS, TASKS, BATCH, L, ALPHA, rng)
+        tokens, query = (torch.tensor(x, dtype=torch.float32) for x in (P.tokens, P.query))
+        optimiser.zero_grad()
+        hinge_loss(module(tokens, query), P.label).backward()
+        optimiser.step()
+
+
+def by_train(models: list[OneLayerTransformer], steps: int, *, shared: bool = False) -> None:
+    """The trainer of this package."""
+    rngs = [np.random.default_rng(seed) for seed in range(1 if shared else len(models))]
+    train(
+        models, PATTERNS, TASKS, steps=steps, batch=BATCH, l=L, alpha=ALPHA, lr=LR, rngs=rngs,
+        eval_tasks=UNSEEN, eval_n=1, records=2,
+    )  # fmt: skip
+
+
+ENCODER = EncoderLayer()
+
+
+def contenders(start: list[OneLayerTransformer], steps: int) -> dict[str, Callable[[], float]]:
+    """Name -> a function that measures milliseconds per step and run, from the same weights."""
+
+    def measured(
+        work: Callable[[list[OneLayerTransformer], int], None], runs: int, n: int
+    ) -> float:
+        models = copy.deepcopy(start[:runs])
+        begun = time.process_time()
+        work(models, n)
+        return (time.process_time() - begun) * 1000 / n / runs
+
+    def one_by_one(models: list[OneLayerTransformer], n: int) -> None:
+        for one in models:
+            by_train([one], n)
+
+    few = max(steps // 8, 2)
+    return {
+        "encoder layer": lambda: measured(lambda _, n: by_autograd(ENCODER, n), 1, few),
+        "readable model, autograd": lambda: measured(lambda m, n: by_autograd(m[0], n), 1, few),
+        "train, 1 run": lambda: measured(by_train, 1, steps),
+        f"train, {RUNS} runs one by one": lambda: measured(one_by_one, RUNS, few),
+        f"train, {RUNS} runs": lambda: measured(by_train, RUNS, few),
+        f"train, {RUNS} runs, shared prompts": lambda: measured(
+            lambda m, n: by_train(m, n, shared=True), RUNS, few
+        ),
+    }
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=160, help="of the trainer, in each round")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    start = [model(seed) for seed in range(RUNS)]
+    phases = {}
+    for phase in ("on the plateau", "after it"):
+        if phase == "after it":
+            by_train(start, 500)
+        tried = contenders(start, options.steps)
+        rounds = [{name: run() for name, run in tried.items()} for _ in range(options.rounds)]
+        phases[phase] = {name: statistics.median(r[name] for r in rounds) for name in tried}
+    plain, encoder = "readable model, autograd", "encoder layer"
+    print(
+        "CPU milliseconds per step and run, one thread, prompts included, and how often faster.\n"
+    )
+    print("| phase | contender | ms | than encoder layer | than readable model | than one by one |")
+    print("|---|---|--:|--:|--:|--:|")
+    for phase, cost in phases.items():
+        alone = cost[f"train, {RUNS} runs one by one"]
+        for name, ms in cost.items():
+            ratios = " | ".join(
+                f"{other / ms:.1f}" for other in (cost[encoder], cost[plain], alone)
+            )
+            print(f"| {phase} | {name} | {ms:.3f} | {ratios} |")
+
+
+if __name__ == "__main__":
+    main()
