@@ -1,4 +1,7 @@
-"""Binary classification in context with a nonlinear Transformer: the second wing (paper B)."""
+"""Binary classification in context with a nonlinear Transformer: the second wing (paper B).
+
+`iclbook.nonlinear.classical` is imported by its own name, since scikit-learn takes a while to load.
+"""
 
 from iclbook.nonlinear.mechanism import Growth, Neurons, growth, neurons
 from iclbook.nonlinear.model import OneLayerTransformer, hinge_loss

@@ -273,6 +273,8 @@ class Prompts:
     """Labels of the queries, +1 or -1, (n,). No model may look at them."""
     same: NDArray[np.bool_]
     """Which contexts share the query's relevant pattern, (n, l)."""
+    dX: int
+    """How many coordinates of a token are the input; the rest are the label."""
     indices: PromptIndices
     """What the tokens were made of."""
 
@@ -383,6 +385,7 @@ def build_prompts(patterns: Patterns, indices: PromptIndices) -> Prompts:
         query=query,
         label=indices.label,
         same=indices.pattern[:, :-1] == indices.pattern[:, -1:],
+        dX=patterns.dX,
         indices=indices,
     )
 

@@ -205,7 +205,7 @@ def test_pruning_refuses_what_it_cannot_do() -> None:
         with pytest.raises(ValueError, match=f"rate: got {re.escape(str(rate))}|rate"):
             prune(make(), rate)
     with pytest.raises(ValueError, match="by: got 'size'"):
-        prune(make(), 0.1, "size")  # type: ignore[arg-type]
+        prune(make(), 0.1, "size")
     with pytest.raises(ValueError, match="rng: got none"):
         prune(make(), 0.1, "random")
 
