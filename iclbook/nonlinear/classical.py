@@ -47,7 +47,7 @@ def classical_error(prompts: Prompts, learner: Learner) -> float:
     return float((classical_predictions(prompts, learner) != prompts.label).mean())
 
 
-def _make(learner: Learner, l: int) -> ClassifierMixin:  # noqa: E741 - the paper's letter
+def _make(learner: Learner, l: int) -> ClassifierMixin:
     match learner:
         case "logistic":
             return LogisticRegression()

@@ -283,7 +283,7 @@ def sample_prompts(
     patterns: Patterns,
     tasks: ArrayLike,
     n: int,
-    l: int,  # noqa: E741 - the paper's letter
+    l: int,
     alpha: float,
     rng: np.random.Generator,
     kappa: float = 0.3,
@@ -299,7 +299,7 @@ def sample_indices(
     M2: int,
     tasks: ArrayLike,
     n: int,
-    l: int,  # noqa: E741 - the paper's letter
+    l: int,
     alpha: float,
     rng: np.random.Generator,
     kappa: float = 0.3,
@@ -330,7 +330,7 @@ def sample_indices(
     Source: paper B, the construction of prompts; the law of kappa is this book's choice.
     """
     tasks = as_tasks("tasks", tasks, M1)
-    M2, n, l = as_count("M2", M2), as_count("n", n), as_count("l", l)  # noqa: E741
+    M2, n, l = as_count("M2", M2), as_count("n", n), as_count("l", l)
     alpha, kappa = as_number("alpha", alpha), as_number("kappa", kappa, least=0.0)
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha: got {alpha}, expected a fraction in (0, 1]")
@@ -371,12 +371,7 @@ def build_prompts(patterns: Patterns, indices: PromptIndices) -> Prompts:
     Raises:
         ValueError: indices beyond the patterns.
     """
-    highest = indices.pattern.max(), indices.irrelevant.max()
-    if highest[0] >= patterns.M1 or highest[1] >= patterns.M2:
-        raise ValueError(
-            f"indices: got patterns up to {highest[0]} and {highest[1]}, expected below "
-            f"M1 = {patterns.M1} and M2 = {patterns.M2}"
-        )
+    check_indices(patterns, indices)
     x = patterns.mu[indices.pattern] + indices.kappa[..., None] * patterns.nu[indices.irrelevant]
     y = indices.context_label[..., None] * patterns.q
     query = np.concatenate([x[:, -1], np.zeros((len(x), patterns.dY))], axis=1)
@@ -388,6 +383,16 @@ def build_prompts(patterns: Patterns, indices: PromptIndices) -> Prompts:
         dX=patterns.dX,
         indices=indices,
     )
+
+
+def check_indices(patterns: Patterns, indices: PromptIndices) -> None:
+    """Raise ValueError if the indices go beyond the patterns."""
+    highest = indices.pattern.max(), indices.irrelevant.max()
+    if highest[0] >= patterns.M1 or highest[1] >= patterns.M2:
+        raise ValueError(
+            f"indices: got patterns up to {highest[0]} and {highest[1]}, expected below "
+            f"M1 = {patterns.M1} and M2 = {patterns.M2}"
+        )
 
 
 def as_tasks(name: str, tasks: ArrayLike, M1: int) -> Indices:

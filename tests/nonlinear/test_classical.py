@@ -13,7 +13,7 @@ from iclbook.nonlinear.classical import LEARNERS, classical_error, classical_pre
 PATTERNS = orthogonal_patterns(4, 5, 11, 3, 1.5, np.random.default_rng(9))
 
 
-def draw(n: int = 40, l: int = 8, alpha: float = 0.6) -> Prompts:  # noqa: E741
+def draw(n: int = 40, l: int = 8, alpha: float = 0.6) -> Prompts:
     return sample_prompts(PATTERNS, all_tasks(4), n, l, alpha, np.random.default_rng(1), kappa=0.8)
 
 

@@ -45,7 +45,7 @@ def make(seed: int = 0, dtype: torch.dtype = torch.float64) -> OneLayerTransform
     return model
 
 
-def prompts(n: int = 40, l: int = 6, patterns: Patterns = PATTERNS) -> Prompts:  # noqa: E741
+def prompts(n: int = 40, l: int = 6, patterns: Patterns = PATTERNS) -> Prompts:
     return sample_prompts(patterns, all_tasks(M1), n, l, 0.7, rng(1))
 
 

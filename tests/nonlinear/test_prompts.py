@@ -1,19 +1,23 @@
 """Prompts of paper B: their law by chi-square, what may not be asked for, and what is spanned."""
 
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import chisquare, kstest
 
 from iclbook.nonlinear import (
+    OneLayerTransformer,
     Patterns,
     PromptIndices,
     all_tasks,
     build_prompts,
     check_coverage,
     coefficients_with_sum,
+    evaluate,
     orthogonal_patterns,
     out_of_domain,
     sample_indices,
@@ -32,7 +36,7 @@ def make(beta: float = 1.5) -> Patterns:
     return orthogonal_patterns(M1, M2, DX, DY, beta, rng(9))
 
 
-def draw(n: int = 4000, l: int = 10, alpha: float = 0.7, **changes: Any) -> PromptIndices:  # noqa: ANN401, E741
+def draw(n: int = 4000, l: int = 10, alpha: float = 0.7, **changes: Any) -> PromptIndices:  # noqa: ANN401
     options: dict[str, Any] = {"M1": M1, "M2": M2, "tasks": all_tasks(M1), "rng": rng(), **changes}
     return sample_indices(n=n, l=l, alpha=alpha, **options)
 
@@ -244,5 +248,7 @@ def test_patterns_that_are_not_orthogonal_or_do_not_fit_are_refused() -> None:
 
 def test_indices_beyond_the_patterns_are_refused() -> None:
     few = orthogonal_patterns(M1, M2 - 4, DX, DY, 1.0, rng())
-    with pytest.raises(ValueError, match="indices: got patterns up to 5 and 7, expected below"):
-        build_prompts(few, draw(n=100))
+    model = OneLayerTransformer(DX, DY, 2, torch.Generator().manual_seed(0))
+    for use in (build_prompts, partial(evaluate, model)):
+        with pytest.raises(ValueError, match="indices: got patterns up to 5 and 7, expected below"):
+            use(few, draw(n=100))
