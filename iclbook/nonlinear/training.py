@@ -222,7 +222,7 @@ def _forward(state: _State, batch: _Batch) -> tuple[Tensor, Tensor, Tensor, Tens
 
 
 def _step(state: _State, batch: _Batch, lr: Tensor, step: int) -> None:
-    """One step of SGD, by hand: on tensors this small, the bookkeeping of autograd costs too much."""
+    """One step of SGD, by hand: autograd's bookkeeping costs too much on tensors this small."""
     attention, pooled, A, output = _forward(state, batch)
     margin = batch.z * output
     _check_finite(torch.relu(1 - margin).mean(dim=1).tolist(), step)
