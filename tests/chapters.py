@@ -197,6 +197,9 @@ def refresh(book: Book, chapters: list[str]) -> None:
                 new = nbformat.writes(make_reference(nb, chapter)) + "\n"
                 write_whole(path, new)
                 print(f"{'same' if old == new else 'new '} {path.relative_to(book.root)}")
+    # What a run depends on may be edited under it; saying nothing would look like "same".
+    if changed := [chapter for chapter in chapters if not book.stored_run(chapter)]:
+        raise BookError(f"changed while they ran, so not written, run again: {', '.join(changed)}")
 
 
 def make_reference(nb: NotebookNode, chapter: str) -> NotebookNode:

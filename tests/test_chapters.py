@@ -303,3 +303,18 @@ def test_sphinx_must_not_execute(book: Book, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(BookError, match=r"Sphinx executed .*a/one.md itself"):
         chapters.build_site(book)
     assert not book.html.exists()
+
+
+def test_a_source_that_changes_while_its_chapter_runs_is_said_and_not_written(book: Book) -> None:
+    edit = (
+        'from pathlib import Path\n\nPath("../../iclbook/risk.py").open("a").write("# edited\\n")'
+    )
+    change(
+        book.source("a/one"),
+        "from iclbook.risk import risk",
+        f"from iclbook.risk import risk\n{edit}",
+    )
+    before = book.reference("a/one").read_text("utf8")
+    with pytest.raises(BookError, match=r"changed while they ran, .* run again: a/one$"):
+        chapters.refresh(book, ["a/one"])
+    assert book.reference("a/one").read_text("utf8") == before
