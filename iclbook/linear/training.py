@@ -128,7 +128,7 @@ def _prompts(
     """The fields of ShortPrompts of all runs for each step, (runs, batch, ...)."""
     lengths = [min(_CHUNK, steps - start) for start in range(0, steps, _CHUNK)]
     # NumPy draws without Python's lock: the next chunk is drawn while this one is trained on.
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(max_workers=1) as pool:
         ahead = [pool.submit(sample_short, task, lengths[0] * batch, rng) for rng in rngs]
         for now, then in zip(lengths, [*lengths[1:], 0], strict=True):
             drawn = [future.result() for future in ahead]
