@@ -1,14 +1,18 @@
 """What training of the nonlinear wing costs, against other ways to do the same: a markdown table.
 
 All contenders run interleaved in rounds on one thread, on the same machine and in float32, each
-drawing its own prompts; a row is the median over the rounds. Run: python bench/nonlinear.py
+drawing its own prompts; a row is the median over the rounds.
+
+python bench/nonlinear.py [--write book/results/speed-nonlinear.md]
 """
 
 import argparse
 import copy
+import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -107,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=160, help="of the trainer, in each round")
+    parser.add_argument("--write", type=Path, help="file to write the table to")
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = [model(seed) for seed in range(RUNS)]
@@ -117,19 +122,26 @@ def main() -> None:
         tried = contenders(start, options.steps)
         rounds = [{name: run() for name, run in tried.items()} for _ in range(options.rounds)]
         phases[phase] = {name: statistics.median(r[name] for r in rounds) for name in tried}
-    plain, encoder = "readable model, autograd", "encoder layer"
-    print(
-        "CPU milliseconds per step and run, one thread, prompts included, and how often faster.\n"
-    )
-    print("| phase | contender | ms | than encoder layer | than readable model | than one by one |")
-    print("|---|---|--:|--:|--:|--:|")
+    text = table(phases)
+    print(text)
+    if options.write:
+        options.write.write_text(text)
+
+
+def table(phases: dict[str, dict[str, float]]) -> str:
+    """The Markdown table: CPU milliseconds per step and run, and how often faster than others."""
+    lines = [
+        "| phase | way | ms | than encoder layer | than readable model | than one by one |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
     for phase, cost in phases.items():
-        alone = cost[f"train, {RUNS} runs one by one"]
+        others = "encoder layer", "readable model, autograd", f"train, {RUNS} runs one by one"
         for name, ms in cost.items():
-            ratios = " | ".join(
-                f"{other / ms:.1f}" for other in (cost[encoder], cost[plain], alone)
-            )
-            print(f"| {phase} | {name} | {ms:.3f} | {ratios} |")
+            ratios = " | ".join(f"{cost[other] / ms:.1f}" for other in others)
+            lines.append(f"| {phase} | {name} | {ms:.2f} | {ratios} |")
+    where = f"{platform.system()} {platform.machine()}, torch {torch.__version__}"
+    note = "CPU milliseconds per step and run, one thread, drawing the prompts included"
+    return "\n".join(lines) + f"\n\n{note}; then how many times faster. Measured on {where}.\n"
 
 
 if __name__ == "__main__":
