@@ -55,12 +55,13 @@ class Book:
         return self.root / "_build" / "runs" / f"{chapter}.ipynb"
 
     def page_ids(self) -> list[str]:
-        """Ids of all pages, with and without code, sorted."""
+        """Ids of all pages, with and without code, sorted. Results are included by pages."""
         files = (path.relative_to(self.pages) for path in self.pages.rglob("*.md"))
         return sorted(
             path.with_suffix("").as_posix()
             for path in files
             if not any(part.startswith(("_", ".")) for part in path.parts)
+            and path.parts[0] != "results"
         )
 
     def chapters(self) -> list[str]:

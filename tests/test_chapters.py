@@ -138,6 +138,7 @@ def test_cell_never_executed(book: Book) -> None:
 
 def test_page_missing_from_contents(book: Book) -> None:
     write(book.pages / "plain.md", "# Plain\n")
+    write(book.pages / "results" / "table.md", "A table, for a page to include.\n")
     assert problem(book) == "plain: not in _toc.yml"
 
 
