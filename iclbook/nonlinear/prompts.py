@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import helmert
 
 from iclbook.checks import Array, as_array, as_count, as_number
 
@@ -166,12 +167,10 @@ def coefficients_with_sum(M1_new: int, M1: int, S1: float, rng: np.random.Genera
             f"|S1| <= sqrt(M1 / M1_new) = {math.sqrt(M1 / M1_new):.4g} and fewer rows than "
             "coefficients (or as many, with |S1| = 1)"
         )
-    ones = np.full((M1_new, M1_new), 1 / M1_new)
-    root = np.eye(M1_new) - (1 - math.sqrt(max(least, 0.0))) * ones
-    if rank < M1_new:  # the rests span one dimension less: use a basis of it
-        root = np.linalg.svd(root)[0][:, :rank]
-    sum_zero = np.linalg.svd(np.eye(M1) - 1 / M1)[0][:, : M1 - 1].T
-    return S1 / M1 + root @ _random_frame(rank, M1 - 1, rng) @ sum_zero
+    even = np.eye(M1_new) - (1 - math.sqrt(max(least, 0.0))) / M1_new
+    root = even if rank == M1_new else helmert(M1_new).T  # else the rests sum to 0 themselves
+    # Helmert's basis of the vectors with sum 0: one from an SVD would differ between machines.
+    return S1 / M1 + root @ _random_frame(rank, M1 - 1, rng) @ helmert(M1)
 
 
 def all_tasks(M1: int) -> Indices:
