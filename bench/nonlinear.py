@@ -137,7 +137,7 @@ def table(phases: dict[str, dict[str, float]]) -> str:
     for phase, cost in phases.items():
         others = "encoder layer", "readable model, autograd", f"train, {RUNS} runs one by one"
         for name, ms in cost.items():
-            ratios = " | ".join(f"{cost[other] / ms:.1f}" for other in others)
+            ratios = " | ".join(f"{cost[other] / ms:.2g}" for other in others)
             lines.append(f"| {phase} | {name} | {ms:.2f} | {ratios} |")
     where = f"{platform.system()} {platform.machine()}, torch {torch.__version__}"
     note = "CPU milliseconds per step and run, one thread, drawing the prompts included"

@@ -4,6 +4,7 @@ Taught in the chapter linear/gd-beta. Draws in float64 NumPy, predictions in tor
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,9 +96,24 @@ def short_predictions(
     # for <k, e_i>; both depend on the task through its label <s, e_i>. The layer predicts
     # <u, x> + sum_i <w, e_i> <k, e_i> / M.
     whiten = torch.block_diag(root_H, root_H.new_zeros(1, 1))
-    w = (v @ whiten)[..., None, :] + v[..., None, -1:] * s
+    w = torch.addcmul((v @ whiten)[..., None, :], v[..., None, -1:], s)
     asked = query @ (root_H @ torch.cat([W @ whiten, W[..., -1:], u[..., None]], dim=-1))
-    k = asked[..., :-2] + asked[..., -2:-1] * s
-    ww, wk, kk = ((a * b).sum(dim=-1) for a, b in ((w, w), (w, k), (k, k)))
+    k = torch.addcmul(asked[..., :-2], asked[..., -2:-1], s)
+    ww, wk, kk = _Products.apply(w, k)
     across = (chi2 * (ww * kk - wk * wk)).clamp_min(_TINY).sqrt() * normal
     return asked[..., -1] + (chi2 * wk + across) / task.M
+
+
+class _Products(torch.autograd.Function):
+    """<w, w>, <w, k> and <k, k> over the last axis, with half of autograd's passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, k: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+        ctx.save_for_backward(w, k)
+        return (w * w).sum(dim=-1), (w * k).sum(dim=-1), (k * k).sum(dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, ww: Tensor, wk: Tensor, kk: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        w, k = ctx.saved_tensors
+        ww, wk, kk = 2 * ww[..., None], wk[..., None], 2 * kk[..., None]
+        return (ww * w).addcmul_(wk, k), (kk * k).addcmul_(wk, w)

@@ -126,21 +126,26 @@ def _prompts(
     task: RegressionTask, steps: int, batch: int, rngs: Sequence[np.random.Generator]
 ) -> Iterator[list[Tensor]]:
     """The fields of ShortPrompts of all runs for each step, (runs, batch, ...)."""
-    lengths = [min(_CHUNK, steps - start) for start in range(0, steps, _CHUNK)]
+
+    def draw(start: int) -> list[Tensor]:
+        now = min(_CHUNK, steps - start)
+        drawn = [sample_short(task, now * batch, rng) for rng in rngs]
+        stacked = []
+        for field in fields(ShortPrompts):
+            parts = [getattr(prompts, field.name) for prompts in drawn]
+            parts = [part.reshape(now, batch, *part.shape[1:]) for part in parts]
+            stacked.append(torch.from_numpy(np.stack(parts, axis=1)))
+        return stacked
+
     # NumPy draws without Python's lock: the next chunk is drawn while this one is trained on.
     with ThreadPoolExecutor(max_workers=1) as pool:
-        ahead = [pool.submit(sample_short, task, lengths[0] * batch, rng) for rng in rngs]
-        for now, then in zip(lengths, [*lengths[1:], 0], strict=True):
-            drawn = [future.result() for future in ahead]
-            if then:
-                ahead = [pool.submit(sample_short, task, then * batch, rng) for rng in rngs]
-            stacked = []
-            for field in fields(ShortPrompts):
-                parts = [getattr(prompts, field.name) for prompts in drawn]
-                parts = [part.reshape(now, batch, *part.shape[1:]) for part in parts]
-                stacked.append(torch.from_numpy(np.stack(parts, axis=1)))
-            for step in range(now):
-                yield [part[step] for part in stacked]
+        ahead = pool.submit(draw, 0)
+        for start in range(0, steps, _CHUNK):
+            now = ahead.result()
+            if start + _CHUNK < steps:
+                ahead = pool.submit(draw, start + _CHUNK)
+            for step in range(len(now[0])):
+                yield [part[step] for part in now]
 
 
 def _exact_risks(task: RegressionTask, weights: dict[str, Tensor], step: int) -> list[float]:

@@ -123,6 +123,19 @@ def test_mean_gradients_are_the_gradient_of_the_exact_risk(d: int, M: int) -> No
         assert np.abs(standard).max() < 4.5
 
 
+def test_gradients_are_those_of_finite_differences() -> None:
+    """Two runs at once, each with prompts of its own."""
+    task, source = random_task(2, 4, rng(18)), rng(19)
+    p = sample_short(task, 6, rng(20))
+    prompts = [torch.tensor(a).unflatten(0, (2, 3)) for a in (p.chi2, p.normal, p.task, p.query)]
+    form = [torch.tensor(source.standard_normal(k)) for k in ((2, 2), (2, 3), (2, 2, 3))]
+
+    def predictions(u: torch.Tensor, v: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+        return short_predictions(task, (u, v, W), *prompts)
+
+    assert torch.autograd.gradcheck(predictions, [part.requires_grad_() for part in form])
+
+
 @pytest.mark.parametrize("M", [1, 7, 200])
 def test_lengths_are_chi_square_and_the_rest_is_independent_of_m(M: int) -> None:
     task = random_task(2, M, rng(11))
