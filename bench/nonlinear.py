@@ -128,6 +128,10 @@ def main() -> None:
         options.write.write_text(text)
 
 
+def _short(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2f}"
+
+
 def table(phases: dict[str, dict[str, float]]) -> str:
     """The Markdown table: CPU milliseconds per step and run, and how often faster than others."""
     lines = [
@@ -137,7 +141,7 @@ def table(phases: dict[str, dict[str, float]]) -> str:
     for phase, cost in phases.items():
         others = "encoder layer", "readable model, autograd", f"train, {RUNS} runs one by one"
         for name, ms in cost.items():
-            ratios = " | ".join(f"{cost[other] / ms:.2g}" for other in others)
+            ratios = " | ".join(_short(cost[other] / ms) for other in others)
             lines.append(f"| {phase} | {name} | {ms:.2f} | {ratios} |")
     where = f"{platform.system()} {platform.machine()}, torch {torch.__version__}"
     note = "CPU milliseconds per step and run, one thread, drawing the prompts included"
