@@ -7,15 +7,13 @@ those of the start. All are timed in turn, round after round, so that a busy mac
 them, and the table shows the best of the rounds.
 """
 
-import argparse
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import sklearn
 import torch
+from report import machine, run
 
 from iclbook.nonlinear import (
     OneLayerTransformer,
@@ -80,16 +78,10 @@ def table(results: dict[str, float]) -> str:
     """The Markdown table."""
     lines = ["| way | μs a query |", "|---|---:|"]
     lines += [f"| {name} | {float(f'{value:.2g}'):g} |" for name, value in results.items()]
-    where = f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} thread(s)"
+    where = f"{machine()}, {torch.get_num_threads()} thread(s)"
     versions = f"torch {torch.__version__}, scikit-learn {sklearn.__version__}"
     return "\n".join(lines) + f"\n\nMeasured on {where}, {versions}.\n"
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", type=Path, help="file to write the table to")
-    args = parser.parse_args()
-    text = table(measure())
-    print(text)
-    if args.write:
-        args.write.write_text(text)
+    run(__doc__, lambda: table(measure()))

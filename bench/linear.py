@@ -6,14 +6,12 @@ d = 20, batch 512, float64, drawing the prompts included. The ways are timed in 
 round, so that a busy machine slows all of them, and the table shows the best of the rounds.
 """
 
-import argparse
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from report import machine, run
 
 from iclbook.linear import (
     LinearTransformerBlock,
@@ -92,17 +90,9 @@ def table(results: dict[int, dict[str, float]]) -> str:
     one, many = "reduced form, exact law", f"the same, {RUNS} runs in one tensor"
     gains = " and ".join(f"{results[M][one] / results[M][many]:.1f} ($M={M}$)" for M in lengths)
     loop = f"{RUNS} runs in one tensor are faster than a loop over them by {gains}."
-    where = (
-        f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} thread(s) of torch"
-    )
+    where = f"{machine()}, {torch.get_num_threads()} thread(s) of torch"
     return "\n".join(lines) + f"\n\n{loop} Measured on {where}, torch {torch.__version__}.\n"
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", type=Path, help="file to write the table to")
-    args = parser.parse_args()
-    text = table({M: measure(M) for M in (20, 80)})
-    print(text)
-    if args.write:
-        args.write.write_text(text)
+    run(__doc__, lambda: table({M: measure(M) for M in (20, 80)}))

@@ -6,16 +6,14 @@ drawing its own prompts; a row is the median over the rounds.
 python bench/nonlinear.py [--write book/results/speed-nonlinear.md]
 """
 
-import argparse
 import copy
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from report import arguments, machine, publish
 from torch import Tensor, nn
 
 from iclbook.nonlinear import (
@@ -108,10 +106,9 @@ def contenders(start: list[OneLayerTransformer], steps: int) -> dict[str, Callab
 
 def main() -> None:
     """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=160, help="of the trainer, in each round")
-    parser.add_argument("--write", type=Path, help="file to write the table to")
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = [model(seed) for seed in range(RUNS)]
@@ -122,10 +119,7 @@ def main() -> None:
         tried = contenders(start, options.steps)
         rounds = [{name: run() for name, run in tried.items()} for _ in range(options.rounds)]
         phases[phase] = {name: statistics.median(r[name] for r in rounds) for name in tried}
-    text = table(phases)
-    print(text)
-    if options.write:
-        options.write.write_text(text)
+    publish(table(phases), options.write)
 
 
 def _short(ratio: float) -> str:
@@ -143,7 +137,7 @@ def table(phases: dict[str, dict[str, float]]) -> str:
         for name, ms in cost.items():
             ratios = " | ".join(_short(cost[other] / ms) for other in others)
             lines.append(f"| {phase} | {name} | {ms:.2f} | {ratios} |")
-    where = f"{platform.system()} {platform.machine()}, torch {torch.__version__}"
+    where = f"{machine()}, torch {torch.__version__}"
     note = "CPU milliseconds per step and run, one thread, drawing the prompts included"
     return "\n".join(lines) + f"\n\n{note}; then how many times faster. Measured on {where}.\n"
 

@@ -7,13 +7,11 @@ so the rows go from an untrained layer. All are timed in turn, round after round
 machine slows all of them, and the table shows the best of the rounds.
 """
 
-import argparse
-import platform
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
+from report import machine, run
 
 from iclbook.nonlinear import (
     OneLayerTransformer,
@@ -53,16 +51,10 @@ def table(results: dict[int, list[float]]) -> str:
     lines = [f"| neurons | {head} |", "|---|" + "---:|" * len(RATES)]
     for m, ratios in results.items():
         lines.append(f"| $m={m}$ | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
-    where = f"{platform.system()} {platform.machine()}, torch {torch.__version__}"
+    where = f"{machine()}, torch {torch.__version__}"
     return "\n".join(lines) + f"\n\nTime over that of the whole layer. Measured on {where}.\n"
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", type=Path, help="file to write the table to")
-    args = parser.parse_args()
     torch.set_num_threads(1)
-    text = table({m: measure(m) for m in WIDTHS})
-    print(text)
-    if args.write:
-        args.write.write_text(text)
+    run(__doc__, lambda: table({m: measure(m) for m in WIDTHS}))

@@ -84,6 +84,18 @@ def as_number(name: str, value: float, least: float = -math.inf) -> float:
     return number
 
 
+def as_positive(name: str, value: float, what: str = "number") -> float:
+    """A finite real number above 0; `what` says in the message what is expected.
+
+    Raises:
+        ValueError: not one real number, NaN, infinite, zero or below.
+    """
+    number = as_number(name, value)
+    if number <= 0:
+        raise ValueError(f"{name}: got {number}, expected a positive {what}")
+    return number
+
+
 def as_count(name: str, value: int, least: int = 1) -> int:
     """An integer, at least `least`.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from iclbook.checks import as_array, as_count, as_covariance, as_number
+from iclbook.checks import as_array, as_count, as_covariance, as_number, as_positive
 
 
 def test_an_accepted_array_is_a_read_only_float64_copy() -> None:
@@ -47,6 +47,7 @@ def test_numbers_and_counts_pass_through() -> None:
     assert as_number("s", 0.25) == 0.25
     assert as_number("s", np.float64(0), least=0.0) == 0.0
     assert as_number("s", 3) == 3.0
+    assert as_positive("s", 1e-300) == 1e-300
     assert as_count("n", np.int64(4)) == 4
     assert type(as_count("n", np.int64(4))) is int
     assert as_count("n", 0, least=0) == 0
@@ -56,6 +57,7 @@ VECTOR = lambda value: as_array("beta", value, (2,))  # noqa: E731
 MATRIX = lambda value: as_covariance("Psi", value, 2)  # noqa: E731
 SQUARE = lambda value: as_covariance("H", value)  # noqa: E731
 NUMBER = lambda value: as_number("sigma", value, least=0.0)  # noqa: E731
+POSITIVE = lambda value: as_positive("lr", value, "step size")  # noqa: E731
 COUNT = lambda value: as_count("M", value)  # noqa: E731
 
 
@@ -90,6 +92,9 @@ COUNT = lambda value: as_count("M", value)  # noqa: E731
         (NUMBER, 1j, "sigma: got dtype complex128, expected float64"),
         (NUMBER, "1", "sigma: got dtype <U1, expected float64"),
         (NUMBER, np.float32(1), "sigma: got dtype float32, expected float64"),
+        (POSITIVE, 0, "lr: got 0.0, expected a positive step size"),
+        (POSITIVE, -1e-9, "lr: got -1e-09, expected a positive step size"),
+        (POSITIVE, np.nan, "lr: got 1 entries that are NaN or infinite, expected finite"),
         (COUNT, 0, "M: got 0, expected an integer of at least 1"),
         (COUNT, 2.5, "M: got 2.5, expected an integer of at least 1"),
         (COUNT, 2.0, "M: got 2.0, expected an integer of at least 1"),

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 
-from iclbook.checks import Array, as_array, as_count, as_number
-from iclbook.linear.risk import gd_beta_risk
+from iclbook.checks import Array, as_array, as_count, as_positive
+from iclbook.linear.risk import gd_beta_risk, second_moment
 from iclbook.linear.task import RegressionTask
 
 
@@ -42,10 +42,9 @@ def curvature_in_beta(task: RegressionTask, Gamma: ArrayLike) -> Array:
     Source: derived in this book (paper A, the proof that gradient flow converges, needs it).
     """
     Gamma = as_array("Gamma", Gamma, (task.d, task.d))
-    H, M = task.H, task.M
-    A = Gamma.T @ H @ Gamma
+    H = task.H
     HGH = H @ Gamma @ H
-    return H - HGH - HGH.T + (M + 1) / M * H @ A @ H + np.trace(A @ H) / M * H
+    return H - HGH - HGH.T + second_moment(task, Gamma.T @ H @ Gamma, 0.0)
 
 
 def gd_beta_gradient(
@@ -64,7 +63,7 @@ def gd_beta_gradient(
     b = as_array("beta", beta, (d,)) - task.beta_star
     Gamma = as_array("Gamma", Gamma, (d, d))
     P = task.Psi + np.outer(b, b)
-    K = _second_moment(task, P, task.sigma**2)
+    K = second_moment(task, P, task.sigma**2)
     return 2 * curvature_in_beta(task, Gamma) @ b, 2 * H @ (Gamma @ K - P @ H)
 
 
@@ -85,15 +84,15 @@ def gd_beta_hessian_product(
 
     Source: derived in this book from the exact risk.
     """
-    d, H, M = task.d, task.H, task.M
+    d, H = task.d, task.H
     b = as_array("beta", beta, (d,)) - task.beta_star
     Gamma = as_array("Gamma", Gamma, (d, d))
     d_beta, d_Gamma = as_array("d_beta", d_beta, (d,)), as_array("d_Gamma", d_Gamma, (d, d))
     HGH = H @ d_Gamma @ H
     dA = d_Gamma.T @ H @ Gamma + Gamma.T @ H @ d_Gamma
-    dQ = (M + 1) / M * H @ dA @ H + np.trace(dA @ H) / M * H - HGH - HGH.T
+    dQ = second_moment(task, dA, 0.0) - HGH - HGH.T
     P, dP = task.Psi + np.outer(b, b), np.outer(d_beta, b) + np.outer(b, d_beta)
-    K, dK = _second_moment(task, P, task.sigma**2), _second_moment(task, dP, 0.0)
+    K, dK = second_moment(task, P, task.sigma**2), second_moment(task, dP, 0.0)
     in_beta = 2 * (curvature_in_beta(task, Gamma) @ d_beta + dQ @ b)
     return in_beta, 2 * H @ (d_Gamma @ K + Gamma @ dK - dP @ H)
 
@@ -162,8 +161,7 @@ def gradient_descent(
     """
     d, steps = task.d, as_count("steps", steps)
     beta, Gamma = as_array("beta0", beta0, (d,)), as_array("Gamma0", Gamma0, (d, d))
-    if as_number("step", step) <= 0:
-        raise ValueError(f"step: got {step}, expected a positive step size")
+    as_positive("step", step, "step size")
     path = [np.concatenate([beta, Gamma.ravel()])]
     start = gd_beta_risk(task, beta, Gamma)
     for count in range(1, steps + 1):
@@ -174,12 +172,6 @@ def gradient_descent(
             raise FloatingPointError(f"gradient descent with step {step} diverged at step {count}")
         path.append(np.concatenate([beta, Gamma.ravel()]))
     return _record(task, np.arange(steps + 1, dtype=np.float64), np.array(path))
-
-
-def _second_moment(task: RegressionTask, P: Array, noise: float) -> Array:
-    """(M+1)/M H P H + (tr(H P) + noise)/M H."""
-    HP = task.H @ P
-    return (task.M + 1) / task.M * HP @ task.H + (np.trace(HP) + noise) / task.M * task.H
 
 
 def _record(task: RegressionTask, times: Array, path: Array) -> Flow:

@@ -62,18 +62,30 @@ def gd_beta_risk(task: RegressionTask, beta: ArrayLike, Gamma: ArrayLike) -> flo
 
     Source: derived in this book (the class GD-beta is paper A's).
     """
-    d, M, H = task.d, task.M, task.H
+    d, H = task.d, task.H
     b = as_array("beta", beta, (d,)) - task.beta_star
     Gamma = as_array("Gamma", Gamma, (d, d))
     P = task.Psi + np.outer(b, b)
     HP = H @ P
-    K = (M + 1) / M * HP @ H + (np.trace(HP) + task.sigma**2) / M * H
+    K = second_moment(task, P, task.sigma**2)
     return float(
         task.sigma**2
         + np.trace(HP)
         - 2 * np.trace(H @ Gamma @ HP)
         + np.trace(H @ Gamma @ K @ Gamma.T)
     )
+
+
+def second_moment(task: RegressionTask, P: Array, noise: float) -> Array:
+    """(M+1)/M H P H + (tr(H P) + noise)/M H, (d, d), for any symmetric P (d, d).
+
+    With P the second moment of what is left of the task and noise = sigma^2 it is K, the second
+    moment of X^T y / M.
+
+    Source: derived in this book, by Isserlis' theorem.
+    """
+    HP = task.H @ P
+    return (task.M + 1) / task.M * HP @ task.H + (np.trace(HP) + noise) / task.M * task.H
 
 
 def gd_beta_minimum(task: RegressionTask) -> GDBetaMinimum:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclbook.checks import Array, as_count, as_number
+from iclbook.checks import Array, as_count, as_positive
 from iclbook.linear.law import ShortPrompts, sample_short, short_predictions
 from iclbook.linear.layers import LinearSelfAttention, reduced_form
 from iclbook.linear.risk import ltb_risk
@@ -60,8 +60,7 @@ def train(
     """
     steps, batch = as_count("steps", steps), as_count("batch", batch)
     records = as_count("records", records, least=2)
-    if as_number("lr", lr) <= 0:
-        raise ValueError(f"lr: got {lr}, expected a positive step size")
+    as_positive("lr", lr, "step size")
     _check_runs(layers, task, rngs)
     names = [name for name, _ in layers[0].named_parameters()]
     weights = {

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from iclbook.checks import as_count, as_number
+from iclbook.checks import as_count, as_number, as_positive
 
 Tokens = Tensor | np.ndarray
 
@@ -51,8 +51,7 @@ class OneLayerTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.dX, self.dY, self.m = as_count("dX", dX), as_count("dY", dY), as_count("m", m)
-        if as_number("delta", delta) <= 0:
-            raise ValueError(f"delta: got {delta}, expected a positive number")
+        as_positive("delta", delta)
         d = self.dX + self.dY
         inputs = torch.arange(d) < self.dX
         self.W_Q = nn.Parameter(delta * torch.diag(inputs).to(dtype))

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import helmert
 
-from iclbook.checks import Array, as_array, as_count, as_number
+from iclbook.checks import Array, as_array, as_count, as_number, as_positive
 
 Indices = NDArray[np.int64]
 _TIGHT = 1e-8  # how far from orthogonal or from equal norm rounding may leave patterns
@@ -104,7 +104,7 @@ def orthogonal_patterns(
     """
     M1, M2 = as_count("M1", M1, least=2), as_count("M2", M2)
     dX, dY = as_count("dX", dX), as_count("dY", dY)
-    beta = _positive("beta", beta)
+    beta = as_positive("beta", beta)
     if dX < M1 + M2:
         raise ValueError(f"M1 + M2: got {M1 + M2} patterns, expected at most dX = {dX}")
     directions = beta * _random_frame(M1 + M2, dX, rng)
@@ -425,10 +425,3 @@ def _random_frame(rows: int, dimensions: int, rng: np.random.Generator) -> Array
     """Orthonormal rows in uniformly random directions, (rows, dimensions)."""
     Q, R = np.linalg.qr(rng.standard_normal((dimensions, rows)))
     return (Q * np.sign(np.diag(R))).T  # the signs make the law uniform
-
-
-def _positive(name: str, value: float) -> float:
-    number = as_number(name, value)
-    if number <= 0:
-        raise ValueError(f"{name}: got {number}, expected a positive number")
-    return number
