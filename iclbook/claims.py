@@ -1,75 +1,96 @@
 """The ledger of claims: what the papers say, how the book decides it, and the check itself.
 
-``book/claims.yml`` has a row for every theorem, figure and table of both papers. A chapter measures
-and calls `check`, which prints one line and stops the chapter if the claim does not hold as stated.
-The page of claims is made from the lines that were printed.
+``claims.yml`` has a row for every theorem, figure and table of both papers, and for what the book
+adds. A chapter measures and calls `check`, which shows one line and stops the chapter if a part
+does not go as the ledger says; `control` feeds the same part with a plausible wrong statement,
+which it must reject. Raw values decide, only the line is rounded. The page of claims is made from
+the records that travel beside the lines.
 """
 
+import functools
+import json
 import math
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import yaml
 from numpy.typing import ArrayLike
 from scipy import stats
 
-LEDGER = Path(__file__).parents[1] / "book" / "claims.yml"
+from iclbook import notebook
+
+LEDGER = Path(__file__).with_name("claims.yml")
+SCHEMA = Path(__file__).with_name("claims.schema.json")
 NOT_YET = "not yet"
 PAPERS = ("A", "B", "beyond")
 CONFIDENCE = 0.95
-_NOISE = 1e-9  # what is smaller is printed as 0: rounding errors differ from machine to machine
+HOLDS, FAILS, OPEN = "holds", "does not hold", "inconclusive"
+_NOISE = 1e-9  # what is smaller differs from machine to machine
 
 
 class ClaimError(AssertionError):
-    """A claim does not hold as the ledger states it."""
+    """A claim does not go as the ledger says."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that is measured for a claim, and the bounds that decide it.
-
-    Attributes:
-        name: What is claimed, in a few words; unique in its row.
-        decided: What is measured and by which rule it is decided.
-        low: Least value, or -inf.
-        high: Greatest value, or inf.
-        seeds: Least number of seeds; 1 for what is exact.
-        fails: Why the part does not hold, where it is known not to; empty otherwise.
-    """
+    """One thing that is measured for a claim, and the bounds that decide it."""
 
     name: str
+    """What is claimed, in a few words; unique in its row."""
     decided: str
-    low: float
-    high: float
-    seeds: int
-    fails: str = ""
+    """What is measured and how it is decided."""
+    rule: str
+    """``mean``: the 95 % interval of the mean over seeds; ``every``: each value; ``exact``: one
+    number; ``share``: k of n runs, with their exact binomial interval."""
+    basis: str
+    """Where the bounds come from: ``theorem``, ``figure``, ``derived`` or ``chosen``."""
+    low: float | None = None
+    """Least value, None for none."""
+    high: float | None = None
+    """Greatest value, None for none."""
+    by: str = ""
+    """Label of the derivation of the bounds, where they are derived."""
+    about: str = "paper"
+    """``paper``, or ``beyond``: then it has no say in the verdict on the paper."""
+    seeds: int = 1
+    """Least number of values; 1 for ``exact``."""
+    expect: str = HOLDS
+    """The verdict that is known."""
+    reason: str = ""
+    """Why it is not ``holds``."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A row of the ledger.
-
-    Attributes:
-        id: Such as ``A-F1``.
-        paper: ``A``, ``B`` or ``beyond`` (proved in this book).
-        where: Its place in the paper.
-        says: What is claimed, in one sentence.
-        chapter: The chapter that shows it, or ``not yet``.
-        anchor: The label in that chapter; empty for ``not yet``.
-        parts: What is measured; empty for ``not yet``.
-    """
+    """A row of the ledger. Where no chapter shows it yet, all from `anchor` on is empty."""
 
     id: str
+    """Such as ``A-F1``."""
     paper: str
+    """``A``, ``B`` or ``beyond``."""
     where: str
+    """Its place in the paper."""
     says: str
+    """What is claimed, with its hypotheses."""
     chapter: str
+    """The chapter that shows it, or ``not yet``."""
     anchor: str = ""
+    """The label in that chapter."""
+    proof: str = ""
+    """Label of the proof on that page; empty where there is none."""
+    regime: str = ""
+    """In which setting a paper's claim was measured."""
+    uses: tuple[str, ...] = ()
+    """Ids of the rows that it rests on."""
+    control: Mapping[str, str] = field(default_factory=dict)
+    """A plausible wrong statement, `says`, and the `part` that must reject it."""
     parts: tuple[Part, ...] = ()
+    """What is measured."""
 
     @property
     def shown(self) -> bool:
@@ -79,129 +100,56 @@ class Claim:
 
 @dataclass(frozen=True)
 class Checked:
-    """What one printed line says.
-
-    Attributes:
-        claim: Id of the row.
-        part: Name of the part.
-        holds: Whether the part held.
-        measured: Mean over seeds, or the exact number.
-        interval: Its 95 % interval; None if exact.
-        seeds: Number of seeds; 1 if exact.
-        low: Least value claimed, or -inf.
-        high: Greatest value claimed, or inf.
-        text: The measured numbers as printed.
-    """
+    """What one check found."""
 
     claim: str
+    """Id of the row."""
     part: str
-    holds: bool
+    """Name of the part."""
+    control: bool
+    """Whether it was the row's wrong statement that was measured."""
+    verdict: str
+    """``holds``, ``does not hold`` or ``inconclusive``."""
     measured: float
+    """The mean, the share, the exact number, or of ``every`` the value least inside the bounds."""
     interval: tuple[float, float] | None
+    """The 95 % interval; for ``every`` the least and greatest value; None for ``exact``."""
     seeds: int
-    low: float
-    high: float
-    text: str
+    """Number of values."""
+    runs: int | None
+    """About how many values would tell, where the verdict is inconclusive."""
 
 
 def load(path: Path = LEDGER) -> tuple[Claim, ...]:
     """Read the ledger.
 
     Raises:
-        FileNotFoundError: If there is no ledger, as where the package was copied without the book.
-        ValueError: If a row is not as the head of ``claims.yml`` says; the message names the row.
+        ValueError: If a row is not as ``claims.schema.json`` says; the message names the row.
     """
     rows = yaml.safe_load(path.read_text(encoding="utf-8"))
-    _require(isinstance(rows, list), f"{path.name}: expected a list of rows")
-    claims = tuple(_claim(row, place) for place, row in enumerate(rows, start=1))
-    ids = [claim.id for claim in claims]
-    twice = sorted({name for name in ids if ids.count(name) > 1})
-    _require(not twice, f"the ledger has more than one row {', '.join(twice)}")
-    return claims
+    schema = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+    if (error := jsonschema.exceptions.best_match(schema.iter_errors(rows))) is not None:
+        within = list(error.absolute_path)
+        row = rows[within[0]] if within else None
+        name = row.get("id", within[0] + 1) if isinstance(row, dict) else "?"
+        raise ValueError(f"{path.name}, row {name}, {within[1:]}: {error.message}")
+    return tuple(_claim(row) for row in rows)
 
 
-def _claim(row: object, place: int) -> Claim:
-    """Validate row number `place` of the ledger."""
-    named = isinstance(row, Mapping) and isinstance(row.get("id"), str)
-    _require(named, f"row {place} of the ledger has no id")
-    name = f"row {row['id']}"
-    shown = row.get("chapter") != NOT_YET
-    needs = {"id", "paper", "where", "says", "chapter", "seeds"}
-    _demand_keys(name, row, needs | ({"anchor", "parts"} if shown else set()))
-    for key in needs - {"seeds"} | ({"anchor"} if shown else set()):
-        _demand_text(name, key, row[key])
-    is_id = re.fullmatch(r"[A-Z](-[A-Za-z0-9.]+)+", row["id"])
-    _require(is_id is not None, f"{name}: an id is like A-F1 or B-T3.3")
-    _require(row["paper"] in PAPERS, f"{name}: paper is one of {PAPERS}, not {row['paper']!r}")
-    seeds = _seeds(name, row["seeds"])
-    parts: tuple[Part, ...] = ()
-    if shown:
-        is_list = isinstance(row["parts"], list) and bool(row["parts"])
-        _require(is_list, f"{name}: parts is a list with one part at least")
-        parts = tuple(_part(name, part, seeds) for part in row["parts"])
-        names = {part.name for part in parts}
-        _require(len(names) == len(parts), f"{name}: two parts have the same name")
-    return Claim(
-        id=row["id"],
-        paper=row["paper"],
-        where=row["where"],
-        says=row["says"],
-        chapter=row["chapter"],
-        anchor=row.get("anchor", ""),
-        parts=parts,
-    )
+def _claim(row: dict[str, Any]) -> Claim:
+    """A row as the schema has it; its parts inherit the row's seeds."""
+    about = "beyond" if row["paper"] == "beyond" else "paper"
+    parts = []
+    for part in row.get("parts", ()):
+        seeds = 1 if part["rule"] == "exact" else row.get("seeds", 2)
+        parts.append(Part(**{"about": about, "seeds": seeds} | part))
+    kept = {key: value for key, value in row.items() if key != "seeds"}
+    return Claim(**kept | {"uses": tuple(row.get("uses", ())), "parts": tuple(parts)})
 
 
-def _part(row: str, part: object, seeds: int) -> Part:
-    _require(isinstance(part, Mapping), f"{row}: a part has name, decided, bounds, not {part!r}")
-    name = f"{row}, part {part.get('name')!r}"
-    _demand_keys(name, part, {"name", "decided"}, {"low", "high", "seeds", "fails"})
-    for key in {"name", "decided", "fails"} & part.keys():
-        _demand_text(name, key, part[key])
-    _require("|" not in part["name"], f"{name}: a name has no |, which separates fields of a line")
-    bounds = {key: part[key] for key in ("low", "high") if key in part}
-    _require(bool(bounds), f"{name}: needs low, high or both")
-    for key, bound in bounds.items():
-        is_number = isinstance(bound, int | float) and not isinstance(bound, bool)
-        # YAML reads 1e-3 as text, and 1.0e-3 as a number
-        _require(
-            is_number and math.isfinite(bound),
-            f"{name}: {key} is a finite number such as 1.0e-3, not {bound!r}",
-        )
-    low, high = float(bounds.get("low", -math.inf)), float(bounds.get("high", math.inf))
-    _require(low <= high, f"{name}: low {low:g} is above high {high:g}")
-    return Part(
-        name=part["name"],
-        decided=part["decided"],
-        low=low,
-        high=high,
-        seeds=_seeds(name, part.get("seeds", seeds)),
-        fails=part.get("fails", ""),
-    )
-
-
-def _demand_keys(
-    name: str, row: Mapping[str, Any], needs: set[str], may: set[str] = frozenset()
-) -> None:
-    missing, unknown = needs - row.keys(), row.keys() - needs - may
-    _require(not missing, f"{name}: lacks {', '.join(sorted(missing))}")
-    _require(not unknown, f"{name}: has no use for {', '.join(sorted(map(str, unknown)))}")
-
-
-def _demand_text(name: str, key: str, value: object) -> None:
-    is_text = isinstance(value, str) and value != "" and value == value.strip()
-    _require(is_text, f"{name}: {key} is text without spaces around it, not {value!r}")
-
-
-def _seeds(name: str, value: object) -> int:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    _require(is_count, f"{name}: seeds is a whole number, 1 (exact) or more, not {value!r}")
-    return value
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+@functools.cache
+def _rows() -> dict[str, Claim]:
+    return {claim.id: claim for claim in load()}
 
 
 def interval(values: ArrayLike) -> tuple[float, float, float]:
@@ -227,32 +175,69 @@ def interval(values: ArrayLike) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def check(claim_id: str, measured: ArrayLike, *, part: str | None = None) -> None:
-    """Hold a measurement against a claim of the ledger, and print one line that says how it went.
+def pooled_z(z: ArrayLike) -> float:
+    """One z-score from those of n independent seeds, sum z / sqrt(n).
 
-    A random part holds if the whole 95 % interval of the mean lies within the bounds; an exact one
-    if the number does.
+    Standard normal if each is, and about b sqrt(n) if each is off by b standard errors: seeds that
+    each look harmless fail together.
+
+    Raises:
+        ValueError: If there are fewer than two, not in one dimension, or some not finite.
+    """
+    mean = interval(z)[0]
+    return mean * math.sqrt(np.size(z))
+
+
+def check(claim_id: str, measured: ArrayLike, *, part: str | None = None) -> None:
+    """Hold a measurement against a claim of the ledger, and show one line that says how it went.
 
     Args:
         claim_id: Id of the row.
-        measured: One number for what is exact, one number per seed for what is random.
+        measured: Raw, never rounded: by the rule of the part one number (``exact``), one number per
+            seed (``mean``, ``every``), or true or false per run (``share``).
         part: Name of the part; may be left out where the row has only one.
 
     Raises:
-        ClaimError: If the part does not hold, or holds where the ledger says that it fails.
+        ClaimError: If the verdict is not the one that the ledger expects.
         ValueError: If there is no such row or part, or the measurement is not finite, has too few
-            seeds or the wrong shape.
+            values or the wrong shape.
     """
-    rows = {claim.id: claim for claim in load()}
-    if claim_id not in rows:
+    claim, chosen = _choose(claim_id, part)
+    checked = decide(claim, chosen, measured)
+    if checked.verdict != chosen.expect:
+        raise ClaimError(f"the ledger expects {chosen.expect!r}, but {line(checked, chosen)}")
+    _show(checked, chosen)
+
+
+def control(claim_id: str, measured: ArrayLike, *, part: str | None = None) -> None:
+    """Show that a part of a claim can fail: measured under the row's wrong statement it must.
+
+    Args:
+        claim_id: Id of the row.
+        measured: What the part would have been fed, were the row's `control` the truth.
+        part: Name of the part, the one that the row's `control` names; may be left out as above.
+
+    Raises:
+        ClaimError: If the part does not reject the wrong statement.
+        ValueError: As `check`, and if the row has no control, or one of another part.
+    """
+    claim, chosen = _choose(claim_id, part)
+    if claim.control.get("part") != chosen.name:
+        raise ValueError(f"{claim_id}, {chosen.name}: not the part that the row's control names")
+    checked = decide(claim, chosen, measured, control=True)
+    if checked.verdict != FAILS:
+        raise ClaimError(f"the wrong statement was not rejected: {line(checked, chosen)}")
+    _show(checked, chosen)
+
+
+def _show(checked: Checked, part: Part) -> None:
+    notebook.show({"text/plain": line(checked, part)}, {"iclbook": asdict(checked)})
+
+
+def _choose(claim_id: str, part: str | None) -> tuple[Claim, Part]:
+    if claim_id not in _rows():
         raise ValueError(f"the ledger has no row {claim_id!r}")
-    line, as_stated = _decide(claim_id, _choose(rows[claim_id], part), measured)
-    if not as_stated:
-        raise ClaimError(f"not as the ledger says: {line}")
-    print(line)
-
-
-def _choose(claim: Claim, part: str | None) -> Part:
+    claim = _rows()[claim_id]
     names = [own.name for own in claim.parts]
     if not names:
         raise ValueError(f"row {claim.id} has no parts: its chapter is {claim.chapter!r}")
@@ -260,109 +245,95 @@ def _choose(claim: Claim, part: str | None) -> Part:
         raise ValueError(f"row {claim.id} has several parts, name one: {', '.join(names)}")
     if part is not None and part not in names:
         raise ValueError(f"row {claim.id} has no part {part!r}, but {', '.join(names)}")
-    return claim.parts[0 if part is None else names.index(part)]
+    return claim, claim.parts[0 if part is None else names.index(part)]
 
 
-def _decide(claim_id: str, part: Part, measured: ArrayLike) -> tuple[str, bool]:
-    """Line to print, and whether the part went as the ledger says."""
-    name = f"{claim_id}, {part.name}"
-    values = np.asarray(measured, dtype=float)
+def decide(claim: Claim, part: Part, measured: ArrayLike, *, control: bool = False) -> Checked:
+    """The verdict on a measurement, by the part's rule.
+
+    Raises:
+        ValueError: If the measurement is not finite, has too few values or the wrong shape.
+    """
+    name = f"{claim.id}, {part.name}"
+    values = np.asarray(measured)
+    if part.rule == "share" and values.dtype != bool:
+        raise ValueError(f"{name}: a share takes true or false per run, not {values.dtype}")
+    values = values.astype(float)
     if not np.isfinite(values).all():
         raise ValueError(f"{name}: the measurement is not finite")
-    if part.seeds == 1:
-        if values.ndim != 0:
-            raise ValueError(f"{name}: is exact and takes one number, not shape {values.shape}")
-        low = high = float(values)
-        text = f"{_digits(low)}, exact"
+    if values.ndim != (part.rule != "exact"):
+        wanted = "one number" if part.rule == "exact" else "one value per seed"
+        raise ValueError(f"{name}: takes {wanted}, not shape {values.shape}")
+    if values.size < part.seeds:
+        raise ValueError(f"{name}: needs {part.seeds} values, not {values.size}")
+    low = -math.inf if part.low is None else part.low
+    high = math.inf if part.high is None else part.high
+    n, ends = values.size, None
+    if part.rule == "exact":
+        least = most = best = float(values)
+    elif part.rule == "every":
+        least, most = ends = float(values.min()), float(values.max())
+        best = min(ends, key=lambda value: min(value - low, high - value))
+    elif part.rule == "share":
+        best = float(values.mean())
+        found = stats.binomtest(int(values.sum()), n).proportion_ci(CONFIDENCE, method="exact")
+        least, most = ends = float(found.low), float(found.high)
     else:
-        if values.ndim != 1:
-            raise ValueError(f"{name}: takes one number per seed, not shape {values.shape}")
-        if len(values) < part.seeds:
-            raise ValueError(f"{name}: needs {part.seeds} seeds, not {len(values)}")
-        mean, low, high = interval(values)
-        text = f"{_digits(mean)} [{_digits(low)}, {_digits(high)}], {len(values)} seeds"
-    holds = part.low <= low and high <= part.high
-    verdict = "holds" if holds else "does not hold"
-    line = f"{claim_id} | {part.name} | {verdict} | measured {text} | claimed {bounds_text(part)}"
-    return line, holds != bool(part.fails)
+        best, *span = interval(values)
+        least, most = ends = span[0], span[1]
+    runs = None
+    if low <= least and most <= high:
+        verdict = HOLDS
+    elif part.rule in ("exact", "every") or most < low or high < least:
+        verdict = FAILS
+    else:
+        verdict = OPEN
+        # An interval shrinks like 1/sqrt(n), until it is as short as the way to that bound.
+        way = min(abs(best - end) for end in (low, high) if least <= end <= most)
+        runs = math.ceil(n * ((most - least) / (2 * way)) ** 2) if way > 0 else None
+    return Checked(claim.id, part.name, control, verdict, best, ends, n, runs)
 
 
-def _digits(number: float) -> str:
-    """Four significant digits; 0 for what is smaller than rounding errors can be."""
-    return "0" if abs(number) < _NOISE else f"{number:#.4g}".rstrip(".")
+def line(checked: Checked, part: Part) -> str:
+    """What `check` shows: row, part, verdict, what was measured, and what is claimed."""
+    verdict = checked.verdict
+    if checked.control:
+        verdict = "wrong statement rejected" if verdict == FAILS else f"wrong statement {verdict}"
+    elif checked.runs:
+        verdict += f" (about {checked.runs} runs would tell)"
+    text = f"{checked.claim} | {checked.part} | {verdict} | {measured_text(checked, part)}"
+    return f"{text} | claimed {bounds_text(part)}"
 
 
-def bounds_text(bounds: Part | Checked) -> str:
-    """Bounds in words: ``in [0.99, 1.02]``, ``at least 2`` or ``at most 1e-06``."""
-    if math.isinf(bounds.high):
-        return f"at least {bounds.low:.10g}"
-    if math.isinf(bounds.low):
-        return f"at most {bounds.high:.10g}"
-    return f"in [{bounds.low:.10g}, {bounds.high:.10g}]"
+def measured_text(checked: Checked, part: Part) -> str:
+    """The measured numbers in words, with as many digits as their interval carries."""
+    # A residual far inside its bounds is made of rounding errors, which no two machines share.
+    noise = max([_NOISE, *(1e-3 * abs(end) for end in (part.low, part.high) if end is not None)])
+
+    def digits(number: float) -> str:
+        return "0" if abs(number) < noise else f"{number:#.4g}".rstrip(".")
+
+    if checked.interval is None:
+        return f"{digits(checked.measured)}, exact"
+    low, high = checked.interval
+    if part.rule == "every":
+        ends = sorted({digits(low), digits(high)}, key=float)
+        return f"{' to '.join(ends)} in {checked.seeds}"
+    half = (high - low) / 2
+    places = 4 if half <= _NOISE else max(0, 1 - math.floor(math.log10(half)))
+    best, low, high = (round(x, places) + 0.0 for x in (checked.measured, low, high))  # no -0
+    span = f"[{low:.{places}f}, {high:.{places}f}]"
+    if part.rule == "share":
+        return f"{round(checked.measured * checked.seeds)} of {checked.seeds} {span}"
+    return f"{best:.{places}f} {span}, {checked.seeds} seeds"
 
 
-_NUMBER = r"-?\d[\d.]*(?:e[+-]\d+)?"
-_LINE = re.compile(
-    r"(?P<claim>[A-Z]-[\w.-]+) \| (?P<part>[^|\n]+) \| (?P<verdict>holds|does not hold)"
-    rf" \| measured (?P<text>(?P<measured>{_NUMBER})"
-    rf"(?:, exact| \[(?P<from>{_NUMBER}), (?P<to>{_NUMBER})\], (?P<seeds>\d+) seeds))"
-    rf" \| claimed (?:in \[(?P<low>{_NUMBER}), (?P<high>{_NUMBER})\]"
-    rf"|at least (?P<least>{_NUMBER})|at most (?P<most>{_NUMBER}))"
-)
-
-
-def parse_line(line: str) -> Checked | None:
-    """Read a line that `check` printed.
-
-    Returns:
-        What the line says; None for any other line.
-    """
-    match = _LINE.fullmatch(line.strip())
-    if match is None:
-        return None
-    found = match.groupdict()
-    exact = found["seeds"] is None
-    return Checked(
-        claim=found["claim"],
-        part=found["part"],
-        holds=found["verdict"] == "holds",
-        measured=float(found["measured"]),
-        interval=None if exact else (float(found["from"]), float(found["to"])),
-        seeds=1 if exact else int(found["seeds"]),
-        low=float(found["low"] or found["least"] or -math.inf),
-        high=float(found["high"] or found["most"] or math.inf),
-        text=found["text"],
-    )
-
-
-def printed(notebook: Mapping[str, Any]) -> tuple[Checked, ...]:
-    """Checks that a notebook printed, in order.
-
-    Args:
-        notebook: In the format of nbformat 4, executed.
-    """
-    lines: list[str] = []
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", ()):
-            if output["output_type"] == "stream":
-                lines += "".join(output["text"]).splitlines()
-    return tuple(checked for line in lines if (checked := parse_line(line)) is not None)
-
-
-def verdict(claim: Claim, results: Iterable[Checked]) -> str:
-    """Verdict on a row, from the lines that were printed.
-
-    Returns:
-        ``holds`` (``proved here`` for what is beyond the papers) if all parts hold, ``holds in
-        part`` if some do, ``not reproduced`` if none does, ``not run`` if a part has no line, and
-        ``not yet`` if no chapter shows the row.
-    """
-    if not claim.shown:
-        return NOT_YET
-    went = {result.part: result.holds for result in results if result.claim == claim.id}
-    parts = [went.get(part.name) for part in claim.parts]
-    if None in parts:
-        return "not run"
-    if all(parts):
-        return "proved here" if claim.paper == "beyond" else "holds"
-    return "holds in part" if any(parts) else "not reproduced"
+def bounds_text(part: Part) -> str:
+    """Bounds in words, with their basis: ``at least 2 (theorem)``, ``in [0.9, 1.1] (chosen)``."""
+    if part.high is None:
+        text = f"at least {part.low:.10g}"
+    elif part.low is None:
+        text = f"at most {part.high:.10g}"
+    else:
+        text = f"in [{part.low:.10g}, {part.high:.10g}]"
+    return f"{text} ({part.basis})"

@@ -1,18 +1,24 @@
 """The site's own extension, on a small book: the ledger, the status, and figures without words."""
 
+import json
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import jsonschema
 import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup, Tag
 from nbformat import v4
 
-EXTENSIONS = Path(__file__).parents[1] / "book/_ext"
+from iclbook.claims import Checked
+
+ROOT = Path(__file__).parents[1]
+EXTENSIONS = ROOT / "book/_ext"
 
 CONF = f"""
 import sys
@@ -38,7 +44,8 @@ kernelspec:
 PAGES = {
     "index": "# Small book\n```{toctree}\n"
     "linear/trial\nlinear/other\nclaims\nstatus\nspoken\n```\n",
-    "linear/trial": f"{HEADER}# A trial of $M$ tokens\n\n(Gap)=\n## Gap\n\nText.\n",
+    "linear/trial": f"{HEADER}# A trial of $M$ tokens\n\n(Gap)=\n## Gap\n\nText.\n\n"
+    "See {claim}`A-F1`.\n\n$$\n1\n$$ (five)\n",
     "linear/other": f"{HEADER}# Another\n\n(there)=\nText.\n",
     "claims": "# Claims\n## A\n```{ledger} A\n```\n## B\n```{ledger} B\n```\n"
     "## More\n```{ledger} beyond\n```\n",
@@ -47,26 +54,31 @@ PAGES = {
 }
 
 
-def row(name: str, paper: str, chapter: str, anchor: str, *parts: dict[str, object]) -> dict:
+def row(name: str, chapter: str, anchor: str, *parts: dict[str, object], **more: object) -> dict:
+    paper = {"A": "A", "B": "B", "X": "beyond"}[name[0]]
     head = {"id": name, "paper": paper, "where": "Figure 1", "says": f"{name} says $x < 1$."}
-    head |= {"chapter": chapter, "seeds": 3}
-    return head | ({"anchor": anchor, "parts": list(parts)} if parts else {})
+    head |= {"chapter": chapter}
+    return head | ({"anchor": anchor, "seeds": 3, "parts": list(parts)} | more if parts else {})
 
 
-FIRST: dict[str, object] = {"name": "first", "decided": "By $d/M$.", "low": 0.9, "high": 1.1}
-SECOND: dict[str, object] = {"name": "second", "decided": "By sight.", "low": 5}
+FIRST: dict[str, object] = {"name": "first", "decided": "By $d/M$.", "rule": "mean"}
+FIRST |= {"low": 0.9, "high": 1.1, "basis": "chosen"}
+SECOND: dict[str, object] = {"name": "second", "decided": "By sight.", "rule": "exact", "low": 5}
+SECOND |= {"basis": "derived", "by": "five"}
+PAPER = {"regime": "At $d=5$.", "control": {"says": "$M$ for $M+1$.", "part": "first"}}
+FAILING = SECOND | {"expect": "does not hold", "reason": "Too few $d$."}
 LEDGER = [
-    row("A-F1", "A", "linear/trial", "Gap", FIRST, SECOND | {"fails": "Too few $d$."}),
-    row("A-F2", "A", "linear/other", "there", FIRST),
-    row("A-F3", "A", "not yet", ""),
-    row("B-F1", "B", "not yet", ""),
-    row("X-min", "beyond", "linear/trial", "Gap", SECOND),
+    row("A-F1", "linear/trial", "Gap", FIRST, FAILING, uses=["X-min"], **PAPER),
+    row("A-F2", "linear/other", "there", FIRST, **PAPER),
+    row("A-F3", "not yet", ""),
+    row("B-F1", "not yet", ""),
+    row("X-min", "linear/trial", "Gap", SECOND),
 ]
-PRINTED = """some text
-A-F1 | first | holds | measured 1.000 [0.9500, 1.050], 3 seeds | claimed in [0.9, 1.1]
-A-F1 | second | does not hold | measured 4.000 [3.500, 4.500], 8 seeds | claimed at least 5
-X-min | second | holds | measured 7.250 [7.125, 7.375], 3 seeds | claimed at least 5
-"""
+RECORDS = (
+    Checked("A-F1", "first", False, "holds", 1.0, (0.95, 1.05), 3, None),
+    Checked("A-F1", "second", False, "does not hold", 4.0, None, 1, None),
+    Checked("X-min", "second", False, "holds", 7.25, None, 1, None),
+)
 
 
 def notebook(*html: str) -> str:
@@ -103,15 +115,19 @@ def write_book(root: Path, **changed: str) -> None:
         page = root / "book" / f"{name}.md"
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(text)
-    (root / "book/claims.yml").write_text(yaml.safe_dump(LEDGER))
+    (root / "iclbook").mkdir(exist_ok=True)
+    (root / "iclbook/claims.yml").write_text(yaml.safe_dump(LEDGER))
     (root / "book/spoken.ipynb").write_text(notebook(*SPOKEN))
     (root / "book/dot.png").write_bytes(DOT)
 
 
 def write_run(root: Path) -> None:
     """Write the run of the one chapter that has run."""
-    output = v4.new_output("stream", name="stdout", text=PRINTED)
-    nb = v4.new_notebook(cells=[v4.new_code_cell("check()", outputs=[output])])
+    outputs = [
+        v4.new_output("display_data", {"text/plain": ""}, metadata={"iclbook": asdict(record)})
+        for record in RECORDS
+    ]
+    nb = v4.new_notebook(cells=[v4.new_code_cell("check()", outputs=outputs)])
     nb.metadata["iclbook"] = {
         "key": "0" * 64,
         "seconds": 42.25,
@@ -162,14 +178,36 @@ def cells(root: Path, claim: str) -> list[str]:
 
 def test_the_ledger_shows_what_was_measured_and_the_verdict(built: Path) -> None:
     claim, measured, verdict = cells(built, "A-F1")
-    assert claim == r"A-F1 , Figure 1 A-F1 says \(x < 1\) ."
+    assert claim == (
+        r"A-F1 , Figure 1 A-F1 says \(x < 1\) . Measured at: At \(d=5\) . Rests on: X-min . "
+        r"Must reject: \(M\) for \(M+1\) ."
+    )
     assert measured == (
-        r"first 1.000 [0.9500, 1.050], 3 seeds ; claimed in [0.9, 1.1] By \(d/M\) . "
-        "second 4.000 [3.500, 4.500], 8 seeds (does not hold) ; claimed at least 5 By sight. "
-        r"Reason: Too few \(d\) ."
+        r"first 1.000 [0.950, 1.050], 3 seeds ; claimed in [0.9, 1.1] (chosen) By \(d/M\) . "
+        "second 4.000, exact (does not hold) ; claimed at least 5 (derived) "
+        r"where the bound comes from By sight. Reason: Too few \(d\) ."
     )
     assert verdict.startswith("holds in part")
-    assert cells(built, "X-min")[2].startswith("proved here")
+    assert cells(built, "X-min")[2].startswith("measured here")
+
+
+def test_every_row_has_its_id_as_anchor_and_pages_link_to_it(built: Path) -> None:
+    claims = page(built, "claims")
+    assert [claims.find(id=row["id"]) is not None for row in LEDGER] == [True] * len(LEDGER)
+    assert page(built, "linear/trial").select_one("a.icl-claim")["href"] == "../claims.html#A-F1"
+    bound = claims.find("a", string="where the bound comes from")
+    assert bound["href"] == "linear/trial.html#equation-five"
+    assert page(built, "linear/trial").find(id="equation-five") is not None
+
+
+def test_claims_json_is_as_its_schema_says(built: Path) -> None:
+    html = built / "_build/html"
+    rows = json.loads((html / "claims.json").read_text("utf8"))
+    schema = json.loads((ROOT / "tools/claims_json.schema.json").read_text("utf8"))
+    jsonschema.validate(rows, schema)
+    assert [row["id"] for row in rows] == [row["id"] for row in LEDGER]
+    assert rows[0]["parts"][0]["interval"] == [0.95, 1.05]
+    assert 'data-to="book/claims.html"' in (html / "claims.html").read_text("utf8")
 
 
 def test_a_chapter_that_has_not_run_is_said_not_to_have_run(built: Path) -> None:
@@ -185,7 +223,7 @@ def test_rows_without_a_chapter_are_listed(built: Path) -> None:
 
 
 def test_rows_link_to_their_place_in_the_chapter(built: Path) -> None:
-    links = page(built, "claims").select("table.icl-ledger a.reference.internal")
+    links = page(built, "claims").select("table.icl-ledger td:last-child a.reference.internal")
     assert {link["href"] for link in links} == {"linear/trial.html#gap", "linear/other.html#there"}
     assert "A trial of M tokens" in {link.get_text() for link in links}
     assert page(built, "linear/trial").find(id="gap") is not None
@@ -223,7 +261,7 @@ def complaints(tmp_path_factory: pytest.TempPathFactory) -> str:
         root,
         **{
             "linear/other": PAGES["linear/other"].replace("(there)=\n", ""),
-            "status": "# S\n```{ledger} C\n```\n![](dot.png)\n\n"
+            "status": "# S\n{claim}`A-F9`\n\n```{ledger} C\n```\n![](dot.png)\n\n"
             "```{image} dot.png\n```\n\n```{figure} dot.png\n\nCaption.\n```\n",
         },
     )
@@ -247,3 +285,4 @@ def test_every_output_of_a_cell_without_words_fails_the_build(complaints: str) -
 def test_a_dead_label_and_an_unknown_paper_fail_the_build(complaints: str) -> None:
     assert "undefined label: 'there'" in complaints
     assert "ledger takes one of A, B, beyond, not 'C'" in complaints
+    assert "the ledger has no row 'A-F9'" in complaints

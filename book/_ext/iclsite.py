@@ -2,10 +2,15 @@
 
 ``{ledger} A`` is replaced by the rows of paper A (or ``B``, or ``beyond``) with what the chapters
 measured; ``{run-status}`` by what each chapter took to run, and on what. Both read the executed
-notebooks below `icl_runs`. The build warns, hence fails, at a figure without alt text.
+notebooks below `icl_runs`. The role ``{claim}`A-F1` `` links to a row, whose anchor is its id, and
+``claims.json`` has all rows for other programs. The build warns, hence fails, at a figure without
+alt text.
 """
 
+import functools
+import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -21,23 +26,42 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.typing import ExtensionMetadata
 
 from iclbook import claims
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # Sphinx finds extensions by path, not tools/
+from tools import ledger
+
 logger = logging.getLogger(__name__)
 
 PAGES = "book/"  # chapter linear/prompts is document book/linear/prompts
+CLAIMS = "book/claims"  # the page that has the ledger
 NO_RUN = "no run recorded"
-VERDICTS = ("holds", "proved here", "holds in part", "not reproduced", "not run", "not yet")
+VERDICTS = (
+    *("not reproduced", "inconclusive", "holds in part", "holds", "proved here", "measured here"),
+    *("not run", "not yet"),
+)
 PACKAGES = ("numpy", "scipy", "torch", "matplotlib", "jupyter-book", "sphinx", "myst-nb")
 
 
 def read_run(env: BuildEnvironment, chapter: str) -> NotebookNode | None:
     """Executed notebook of a chapter, None where there is none."""
     path = Path(env.srcdir, env.config.icl_runs, f"{chapter}.ipynb")
-    return nbformat.read(path, as_version=4) if path.is_file() else None
+    return parse_run(path, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@functools.cache
+def parse_run(path: Path, _written: int) -> NotebookNode:
+    """Read an executed notebook, once for each time that it was written."""
+    return nbformat.read(path, as_version=4)
+
+
+def read_records(env: BuildEnvironment, chapter: str) -> tuple[claims.Checked, ...]:
+    """What the checks of a chapter found; nothing if it has not been run."""
+    run = read_run(env, chapter)
+    return () if run is None else ledger.records(run)
 
 
 def read_page(env: BuildEnvironment, docname: str) -> str:
@@ -99,22 +123,19 @@ class Ledger(FromRuns):
         if paper not in claims.PAPERS:
             raise self.error(f"ledger takes one of {', '.join(claims.PAPERS)}, not {paper!r}")
         self.env.note_reread()  # runs come and go without a change of the page
-        ledger = Path(self.env.srcdir, self.config.icl_ledger)
         try:
-            rows = [claim for claim in claims.load(ledger) if claim.paper == paper]
+            rows = [claim for claim in load(self.env) if claim.paper == paper]
         except ValueError as error:
             raise self.error(str(error)) from error
-        printed = {claim.chapter: self.printed(claim.chapter) for claim in rows if claim.shown}
-        verdicts = {
-            claim.id: claims.verdict(claim, printed.get(claim.chapter, ())) for claim in rows
-        }
+        found = {claim.id: read_records(self.env, claim.chapter) for claim in rows}
+        verdicts = {claim.id: ledger.verdict(claim, found[claim.id]) for claim in rows}
         counts = Counter(verdicts.values())
         summary = ", ".join(f"{name} {counts[name]}" for name in VERDICTS if counts[name])
         made: list[nodes.Node] = [self.paragraph(f"Of {len(rows)} results: {summary}.")]
         shown = [
             [
                 self.claim(claim),
-                self.measured(claim, printed[claim.chapter]),
+                self.measured(claim, found[claim.id]),
                 self.verdict(claim, verdicts[claim.id]),
             ]
             for claim in rows
@@ -129,39 +150,57 @@ class Ledger(FromRuns):
             made.append(nodes.bullet_list("", *items, classes=["icl-waiting"]))
         return made
 
-    def printed(self, chapter: str) -> tuple[claims.Checked, ...]:
-        """Read the lines that a chapter printed; none if it has not been run."""
-        run = read_run(self.env, chapter)
-        return () if run is None else claims.printed(run)
-
     def claim(self, claim: claims.Claim) -> list[nodes.Node]:
-        """Say what is claimed and where."""
-        head = nodes.strong("", claim.id)
-        return [
-            nodes.paragraph("", "", head, nodes.Text(f", {claim.where}")),
-            self.paragraph(claim.says),
-        ]
+        """Say what is claimed and where, how it was measured, and what it rests on."""
+        anchor = nodes.reference("", claim.id, refuri=f"#{claim.id}", internal=True)
+        head = nodes.paragraph("", "", nodes.strong("", "", anchor), nodes.Text(f", {claim.where}"))
+        head["ids"].append(claim.id)  # as it is: docutils would write ids in small letters
+        lines = [head, self.paragraph(claim.says)]
+        if claim.regime:
+            lines.append(self.paragraph(f"*Measured at:* {claim.regime}"))
+        if claim.uses:
+            named = ", ".join(f"{{claim}}`{name}`" for name in claim.uses)
+            lines.append(self.paragraph(f"*Rests on:* {named}."))
+        if claim.control:
+            lines.append(self.paragraph(f"*Must reject:* {claim.control['says']}"))
+        return lines
 
-    def measured(self, claim: claims.Claim, printed: Iterable[claims.Checked]) -> list[nodes.Node]:
+    def measured(self, claim: claims.Claim, found: Iterable[claims.Checked]) -> list[nodes.Node]:
         """Say of each part what was measured, what is claimed and how it is decided."""
-        ran = {checked.part: checked for checked in printed if checked.claim == claim.id}
-        return [self.part(part, ran.get(part.name)) for part in claim.parts]
+        ran = {one.part: one for one in found if one.claim == claim.id and not one.control}
+        return [self.part(claim, part, ran.get(part.name)) for part in claim.parts]
 
-    def part(self, part: claims.Part, checked: claims.Checked | None) -> nodes.container:
+    def part(
+        self, claim: claims.Claim, part: claims.Part, checked: claims.Checked | None
+    ) -> nodes.container:
         """Say of one part what was measured, what is claimed and how it is decided."""
-        result = NO_RUN if checked is None else checked.text
-        if checked is not None and not checked.holds:
-            result += " (does not hold)"
-        measured = nodes.inline("", result, classes=["icl-measured"])
+        result = NO_RUN if checked is None else claims.measured_text(checked, part)
+        if checked is not None and checked.verdict != claims.HOLDS:
+            result += f" ({checked.verdict})"
         bounds = nodes.Text(f"; claimed {claims.bounds_text(part)}")
-        lines = [
-            nodes.paragraph("", "", nodes.strong("", "", *self.text(part.name))),
-            nodes.paragraph("", "", measured, bounds),
-            self.paragraph(part.decided),
-        ]
-        if part.fails:
-            lines.append(self.paragraph(f"Reason: {part.fails}"))
+        name = [nodes.strong("", "", *self.text(part.name))]
+        if part.about == "beyond" and claim.paper != "beyond":
+            name.append(nodes.Text(" (beyond the paper)"))
+        measured = nodes.paragraph(
+            "", "", nodes.inline("", result, classes=["icl-measured"]), bounds
+        )
+        lines = [nodes.paragraph("", "", *name), measured]
+        if part.by:
+            lines.append(self.derivation(claim.chapter, part.by))
+        lines.append(self.paragraph(part.decided))
+        if part.reason:
+            lines.append(self.paragraph(f"Reason: {part.reason}"))
         return nodes.container("", *lines, classes=["icl-part"])
+
+    def derivation(self, chapter: str, label: str) -> nodes.paragraph:
+        """Link to what derives a bound: a proposition, a section or an equation."""
+        equation = re.search(
+            rf"^\$\$ +\({label}\)$", read_page(self.env, PAGES + chapter), re.MULTILINE
+        )
+        anchor = f"equation-{label}" if equation else nodes.make_id(label)
+        page = self.env.app.builder.get_relative_uri(self.env.docname, PAGES + chapter)
+        link = nodes.reference("", "where the bound comes from", refuri=f"{page}#{anchor}")
+        return nodes.paragraph("", "", link)
 
     def verdict(self, claim: claims.Claim, verdict: str) -> list[nodes.Node]:
         """Give the verdict, and the place that shows it."""
@@ -170,6 +209,47 @@ class Ledger(FromRuns):
             nodes.paragraph("", "", nodes.inline("", verdict, classes=classes)),
             self.link("ref", claim.anchor.lower(), claim.chapter),
         ]
+
+
+class ClaimRole(SphinxRole):
+    """``{claim}`A-F1` ``: link to a row of the ledger."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Make the link; a row that the ledger does not have is an error."""
+        if self.text not in {claim.id for claim in load(self.env)}:
+            message = self.inliner.reporter.error(f"the ledger has no row {self.text!r}")
+            return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
+        page = self.env.app.builder.get_relative_uri(self.env.docname, CLAIMS)
+        uri = f"{page}#{self.text}"
+        return [nodes.reference("", self.text, refuri=uri, classes=["icl-claim"])], []
+
+
+def load(env: BuildEnvironment) -> tuple[claims.Claim, ...]:
+    """Read the book's ledger, once for each time that it was written."""
+    path = Path(env.srcdir, env.config.icl_ledger)
+    return parse_ledger(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def parse_ledger(path: Path, _written: int) -> tuple[claims.Claim, ...]:
+    """Read a ledger."""
+    return claims.load(path)
+
+
+def write_claims(app: Sphinx, exception: Exception | None) -> None:
+    """Write ``claims.json``, and ``claims.html`` beside it, which leads on to the page."""
+    if exception is not None or app.builder.format != "html":
+        return
+    rows = [ledger.report(claim, read_records(app.env, claim.chapter)) for claim in load(app.env)]
+    text = json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False)
+    Path(app.outdir, "claims.json").write_text(text + "\n", encoding="utf-8")
+    page = app.builder.get_target_uri(CLAIMS)
+    forward = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Claims</title>\n'
+        f'<script src="_static/forward.js" data-to="{page}"></script></head>\n'
+        f'<body><p><a href="{page}">Claims and verdicts</a></p></body></html>\n'
+    )
+    Path(app.outdir, "claims.html").write_text(forward, encoding="utf-8")
 
 
 class RunStatus(FromRuns):
@@ -277,11 +357,13 @@ def load_mathjax_for_captions(app: Sphinx, doctree: nodes.document) -> None:
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Register with Sphinx."""
     app.add_config_value("icl_runs", "_build/runs", "env", types=[str])
-    app.add_config_value("icl_ledger", "book/claims.yml", "env", types=[str])
+    app.add_config_value("icl_ledger", "iclbook/claims.yml", "env", types=[str])
     app.add_config_value("icl_budget_seconds", 60, "env", types=[int, float])
     app.add_config_value("icl_budget_mib", 2048, "env", types=[int, float])
     app.add_directive("ledger", Ledger)
     app.add_directive("run-status", RunStatus)
+    app.add_role("claim", ClaimRole())
+    app.connect("build-finished", write_claims)
     app.connect("doctree-read", demand_alt_text)
     app.connect("doctree-read", load_mathjax_for_captions)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
