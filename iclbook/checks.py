@@ -113,3 +113,16 @@ def as_count(name: str, value: int, least: int = 1) -> int:
     if count < least:
         raise ValueError(f"{name}: got {count}, expected an integer of at least {least}")
     return count
+
+
+def as_generator(name: str, value: np.random.Generator) -> np.random.Generator:
+    """A NumPy generator, the same object.
+
+    Raises:
+        ValueError: anything else, a seed included.
+    """
+    if not isinstance(value, np.random.Generator):
+        raise ValueError(  # noqa: TRY004 (one kind of error for all arguments)
+            f"{name}: got {value!r}, expected a numpy.random.Generator"
+        )
+    return value

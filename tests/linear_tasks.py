@@ -1,5 +1,7 @@
 """Tasks for the tests of iclbook.linear."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from iclbook.checks import Array
@@ -21,7 +23,10 @@ def random_task(
     rank_H: int | None = None,
     rank_Psi: int | None = None,
 ) -> RegressionTask:
-    """General H and Psi that do not commute, beta_star of norm about 1."""
-    H = random_covariance(d, d if rank_H is None else rank_H, rng)
-    Psi = random_covariance(d, d if rank_Psi is None else rank_Psi, rng)
-    return RegressionTask(H, Psi / d, rng.standard_normal(d) / np.sqrt(d), sigma, M)
+    """`RegressionTask.random`, with H or Psi of a lower rank if one is given."""
+    task = RegressionTask.random(d, M, rng, sigma=sigma)
+    if rank_H is not None:
+        task = replace(task, H=random_covariance(d, rank_H, rng))
+    if rank_Psi is not None:
+        task = replace(task, Psi=random_covariance(d, rank_Psi, rng) / d)
+    return task

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from iclbook.checks import as_array, as_count, as_covariance, as_number, as_positive
+from iclbook.checks import as_array, as_count, as_covariance, as_generator, as_number, as_positive
 
 
 def test_an_accepted_array_is_a_read_only_float64_copy() -> None:
@@ -51,6 +51,8 @@ def test_numbers_and_counts_pass_through() -> None:
     assert as_count("n", np.int64(4)) == 4
     assert type(as_count("n", np.int64(4))) is int
     assert as_count("n", 0, least=0) == 0
+    rng = np.random.default_rng(0)
+    assert as_generator("rng", rng) is rng
 
 
 VECTOR = lambda value: as_array("beta", value, (2,))  # noqa: E731
@@ -58,6 +60,7 @@ MATRIX = lambda value: as_covariance("Psi", value, 2)  # noqa: E731
 SQUARE = lambda value: as_covariance("H", value)  # noqa: E731
 NUMBER = lambda value: as_number("sigma", value, least=0.0)  # noqa: E731
 POSITIVE = lambda value: as_positive("lr", value, "step size")  # noqa: E731
+GENERATOR = lambda value: as_generator("rng", value)  # noqa: E731
 COUNT = lambda value: as_count("M", value)  # noqa: E731
 
 
@@ -102,6 +105,9 @@ COUNT = lambda value: as_count("M", value)  # noqa: E731
         (COUNT, np.True_, "M: got np.True_, expected an integer of at least 1"),
         (COUNT, np.nan, "M: got nan, expected an integer of at least 1"),
         (COUNT, "3", "M: got '3', expected an integer of at least 1"),
+        (GENERATOR, 0, "rng: got 0, expected a numpy.random.Generator"),
+        (GENERATOR, None, "rng: got None, expected a numpy.random.Generator"),
+        (GENERATOR, np.random.RandomState(0), "rng: got RandomState(MT19937)"),
         (COUNT, None, "M: got None, expected an integer of at least 1"),
     ],
 )

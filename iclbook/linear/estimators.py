@@ -1,10 +1,12 @@
 """Estimators of the task vector from a prompt, and the Bayes risk (chapter linear/prompts)."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from iclbook.checks import Array, as_array, as_count
+from iclbook.checks import Array, as_array, as_count, as_generator, as_positive
 from iclbook.linear.task import RegressionTask
 
 
@@ -14,6 +16,33 @@ class Estimate:
 
     mean: float
     stderr: float
+
+    @classmethod
+    def of(cls, values: ArrayLike) -> Self:
+        """From n independent draws, (n,).
+
+        Raises:
+            ValueError: fewer than 2 draws (no standard error), NaN, wrong dtype.
+        """
+        values = as_array("values", values, (None,))
+        as_count("number of values", len(values), least=2)
+        return cls(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
+
+    def z(self, expected: float) -> float:
+        """How many standard errors the mean lies above what is expected."""
+        return (self.mean - expected) / self.stderr
+
+
+def relative_error(found: ArrayLike, expected: ArrayLike) -> float:
+    """|found - expected| / |expected|, by the root of the sum of squares, for arrays of one shape.
+
+    Raises:
+        ValueError: NaN, wrong dtype, shapes that differ, or nothing but zeros expected.
+    """
+    found = as_array("found", found, np.shape(expected))
+    expected = as_array("expected", expected, found.shape)
+    size = as_positive("|expected|", float(np.linalg.norm(expected)))
+    return float(np.linalg.norm(found - expected)) / size
 
 
 def gd_beta_estimate(beta: Array, Gamma: Array, X: Array, y: Array) -> Array:
@@ -64,7 +93,8 @@ def bayes_estimate(task: RegressionTask, X: Array, y: Array) -> Array:
     X, y = _prompts(X, y, task.d)
     root = task.root_Psi
     vectors, values = _prompt_spectrum(task, X)
-    shrink = np.where(values > 0, 1.0 / np.where(values > 0, values + task.sigma**2, 1.0), 0.0)
+    shrink = np.zeros_like(values)  # (n, d)
+    np.divide(1.0, values + task.sigma**2, out=shrink, where=values > 0)
     rhs = np.einsum("nmd,nm->nd", X @ root, y - X @ task.beta_star)
     coordinates = np.einsum("nji,nj->ni", vectors, rhs) * shrink
     return task.beta_star + np.einsum("nij,nj->ni", vectors, coordinates) @ root
@@ -77,25 +107,22 @@ def bayes_risk(task: RegressionTask, n: int, rng: np.random.Generator) -> Estima
     has far less variance than squared errors.
 
     Raises:
-        ValueError: n < 2 (no standard error).
+        ValueError: n < 2 (no standard error), or rng is no NumPy generator.
 
     Source: paper A, the Bayes optimal estimator; the conditional covariance of a Gaussian.
     """
-    n = as_count("n", n, least=2)
+    n, rng = as_count("n", n, least=2), as_generator("rng", rng)
     risks = []
     chunk = max(1, 2**22 // (max(task.M, task.d) * task.d))  # arrays of 32 MiB at a time
     for start in range(0, n, chunk):
         size = min(chunk, n - start)
         X = rng.standard_normal((size, task.M, task.d)) @ task.root_H
         vectors, values = _prompt_spectrum(task, X)
-        if task.sigma > 0:
-            left = task.sigma**2 / (values + task.sigma**2)
-        else:
-            left = (values == 0).astype(np.float64)
+        left = np.ones_like(values)  # (size, d), the part of each direction that stays unknown
+        np.divide(task.sigma**2, values + task.sigma**2, out=left, where=values > 0)
         axes = task.root_H @ task.root_Psi @ vectors  # (size, d, d): columns H^(1/2) Psi^(1/2) v_i
         risks.append((np.square(axes).sum(axis=1) * left).sum(axis=1))
-    risk = np.concatenate(risks) + task.sigma**2
-    return Estimate(float(risk.mean()), float(risk.std(ddof=1) / np.sqrt(n)))
+    return Estimate.of(np.concatenate(risks) + task.sigma**2)
 
 
 def _prompts(X: Array, y: Array, d: int | None = None) -> tuple[Array, Array]:

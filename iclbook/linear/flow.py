@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 
 from iclbook.checks import Array, as_array, as_count, as_positive
-from iclbook.linear.risk import gd_beta_risk, second_moment
+from iclbook.linear.risk import gd_beta_risk, second_moment, slope_of_polynomial
 from iclbook.linear.task import RegressionTask
 
 
@@ -41,10 +41,7 @@ def curvature_in_beta(task: RegressionTask, Gamma: ArrayLike) -> Array:
 
     Source: derived in this book (paper A, the proof that gradient flow converges, needs it).
     """
-    Gamma = as_array("Gamma", Gamma, (task.d, task.d))
-    H = task.H
-    HGH = H @ Gamma @ H
-    return H - HGH - HGH.T + second_moment(task, Gamma.T @ H @ Gamma, 0.0)
+    return _curvature(task, as_array("Gamma", Gamma, (task.d, task.d)))
 
 
 def gd_beta_gradient(
@@ -59,42 +56,39 @@ def gd_beta_gradient(
 
     Source: derived in this book from the exact risk.
     """
-    d, H = task.d, task.H
-    b = as_array("beta", beta, (d,)) - task.beta_star
-    Gamma = as_array("Gamma", Gamma, (d, d))
-    P = task.Psi + np.outer(b, b)
-    K = second_moment(task, P, task.sigma**2)
-    return 2 * curvature_in_beta(task, Gamma) @ b, 2 * H @ (Gamma @ K - P @ H)
+    beta, Gamma = as_array("beta", beta, (task.d,)), as_array("Gamma", Gamma, (task.d, task.d))
+    return _gradient(task, beta, Gamma)
 
 
-def gd_beta_hessian_product(
-    task: RegressionTask,
-    beta: ArrayLike,
-    Gamma: ArrayLike,
-    d_beta: ArrayLike,
-    d_Gamma: ArrayLike,
-) -> tuple[Array, Array]:
-    """Hessian of `gd_beta_risk` at (beta, Gamma), applied to the direction (d_beta, d_Gamma).
-
-    Returns:
-        Its parts in beta, (d,), and in Gamma, (d, d): the derivative of the gradient.
+def gd_beta_hessian(task: RegressionTask, beta: ArrayLike, Gamma: ArrayLike) -> Array:
+    """Hessian of `gd_beta_risk` in the d + d^2 numbers of beta, then Gamma row by row.
 
     Raises:
         ValueError: shapes that do not fit the task, NaN, wrong dtype.
 
     Source: derived in this book from the exact risk.
     """
-    d, H = task.d, task.H
-    b = as_array("beta", beta, (d,)) - task.beta_star
-    Gamma = as_array("Gamma", Gamma, (d, d))
-    d_beta, d_Gamma = as_array("d_beta", d_beta, (d,)), as_array("d_Gamma", d_Gamma, (d, d))
-    HGH = H @ d_Gamma @ H
-    dA = d_Gamma.T @ H @ Gamma + Gamma.T @ H @ d_Gamma
-    dQ = second_moment(task, dA, 0.0) - HGH - HGH.T
-    P, dP = task.Psi + np.outer(b, b), np.outer(d_beta, b) + np.outer(b, d_beta)
-    K, dK = second_moment(task, P, task.sigma**2), second_moment(task, dP, 0.0)
-    in_beta = 2 * (curvature_in_beta(task, Gamma) @ d_beta + dQ @ b)
-    return in_beta, 2 * H @ (d_Gamma @ K + Gamma @ dK - dP @ H)
+    d = task.d
+    beta, Gamma = as_array("beta", beta, (d,)), as_array("Gamma", Gamma, (d, d))
+
+    def gradients(points: Array) -> Array:  # (k, d + d^2) -> (k, d + d^2)
+        pairs = [_gradient(task, point[:d], point[d:].reshape(d, d)) for point in points]
+        return np.array([np.append(*pair) for pair in pairs])
+
+    return slope_of_polynomial(gradients, np.append(beta, Gamma))
+
+
+def _curvature(task: RegressionTask, Gamma: Array) -> Array:
+    H = task.H
+    HGH = H @ Gamma @ H
+    return H - HGH - HGH.T + second_moment(task, Gamma.T @ H @ Gamma, 0.0)
+
+
+def _gradient(task: RegressionTask, beta: Array, Gamma: Array) -> tuple[Array, Array]:
+    b = beta - task.beta_star
+    P = task.Psi + np.outer(b, b)
+    K = second_moment(task, P, task.sigma**2)
+    return 2 * _curvature(task, Gamma) @ b, 2 * task.H @ (Gamma @ K - P @ task.H)
 
 
 def gradient_flow(
@@ -117,24 +111,19 @@ def gradient_flow(
     d = task.d
     beta0, Gamma0 = as_array("beta0", beta0, (d,)), as_array("Gamma0", Gamma0, (d, d))
     times = as_array("times", times, (None,))
+    end = times[-1] or 1.0
     if times[0] < 0 or (np.diff(times) <= 0).any():
         raise ValueError(f"times: got {times}, expected numbers that increase from at least 0")
 
     def velocity(_: float, state: Array) -> Array:
-        g_beta, g_Gamma = gd_beta_gradient(task, state[:d], state[d:].reshape(d, d))
-        return -np.concatenate([g_beta, g_Gamma.ravel()])
+        return -end * np.append(*_gradient(task, state[:d], state[d:].reshape(d, d)))
 
-    start = np.concatenate([beta0, Gamma0.ravel()])
-    if times[-1] == 0:
-        path = start[None]
-    else:
-        solution = solve_ivp(
-            velocity, (0.0, times[-1]), start, "LSODA", t_eval=times, rtol=1e-10, atol=1e-12
-        )
-        if not solution.success:
-            raise ArithmeticError(f"the flow could not be integrated: {solution.message}")
-        path = solution.y.T
-    flow = _record(task, times, path)
+    # In units of the last time: the solver cannot choose a step for one of 1e-201.
+    start, grid = np.append(beta0, Gamma0), times / end
+    path = solve_ivp(velocity, (0.0, 1.0), start, "LSODA", grid, rtol=1e-10, atol=1e-12)
+    if not path.success:
+        raise ArithmeticError(f"the flow could not be integrated: {path.message}")
+    flow = _record(task, times, path.y.T)
     rise = np.diff(flow.risk).max(initial=0.0)
     if rise > 1e-8 * flow.risk[0]:
         raise ArithmeticError(f"the risk rose by {rise:.3g} along the flow: it was not resolved")
@@ -159,18 +148,17 @@ def gradient_descent(
 
     Source: the discrete counterpart of paper A's gradient flow.
     """
-    d, steps = task.d, as_count("steps", steps)
+    d, steps, step = task.d, as_count("steps", steps), as_positive("step", step, "step size")
     beta, Gamma = as_array("beta0", beta0, (d,)), as_array("Gamma0", Gamma0, (d, d))
-    as_positive("step", step, "step size")
-    path = [np.concatenate([beta, Gamma.ravel()])]
+    path = [np.append(beta, Gamma)]
     start = gd_beta_risk(task, beta, Gamma)
     for count in range(1, steps + 1):
-        g_beta, g_Gamma = gd_beta_gradient(task, beta, Gamma)
+        g_beta, g_Gamma = _gradient(task, beta, Gamma)
         beta, Gamma = beta - step * g_beta, Gamma - step * g_Gamma
         # A quartic that has grown a million times does not come back.
         if gd_beta_risk(task, beta, Gamma) > 1e6 * (start + 1.0):
             raise FloatingPointError(f"gradient descent with step {step} diverged at step {count}")
-        path.append(np.concatenate([beta, Gamma.ravel()]))
+        path.append(np.append(beta, Gamma))
     return _record(task, np.arange(steps + 1, dtype=np.float64), np.array(path))
 
 

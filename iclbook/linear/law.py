@@ -1,16 +1,22 @@
 """The exact law of a prediction: a prompt of any length at the price of two numbers.
 
-Taught in the chapter linear/gd-beta. Draws in float64 NumPy, predictions in torch.
+Taught in the chapter linear/gd-beta. Given its task and its query, a prediction is
+<u, x> + sum_i <w, e_i> <k, e_i> / M, with white examples e_i = (input, noise): the value path
+reads an example as <w, e_i>, and the query asks it for <k, e_i>. The sum has the law of
+omega <w, k> + sqrt(omega (<w, w> <k, k> - <w, k>^2)) xi, with omega chi-square of M degrees of
+freedom and xi standard normal. `short_predictions` is this, in torch, to be read and
+differentiated; `short_slopes` is the same with its gradient by hand, for training.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from iclbook.checks import Array, as_count
+from iclbook.checks import Array, as_count, as_generator
+from iclbook.linear.layers import as_tensor
+from iclbook.linear.risk import Form, Standard, from_standard, to_standard
 from iclbook.linear.task import RegressionTask
 
 _TINY = 1e-300  # under a root, so that w parallel to k has the gradient 0 and not 0/0
@@ -27,11 +33,8 @@ class ShortPrompts:
     """Chi-square numbers with M degrees of freedom, (n,): what the examples agree on."""
     normal: Array
     """Standard normal numbers, (n,): what they do not."""
-    task: Array
-    """(H^(1/2) times the task vector, sigma), (n, d+1): its product with (input, noise) is a label.
-
-    The noise is in units of sigma.
-    """
+    own: Array
+    """H^(1/2) (beta - beta_star), what a prompt's task vector adds to the shared one, (n, d)."""
     query: Array
     """White queries, (n, d)."""
     target: Array
@@ -41,35 +44,25 @@ class ShortPrompts:
 def sample_short(task: RegressionTask, n: int, rng: np.random.Generator) -> ShortPrompts:
     """Draw n independent prompts, at a cost that does not depend on their length M.
 
-    Tasks, examples and queries come from three streams spawned from `rng`.
+    Tasks, examples, noise and queries come from four streams spawned from `rng`.
 
     Raises:
-        ValueError: n < 1.
+        ValueError: n < 1, or rng is no NumPy generator.
 
     Source: derived in this book, the section on prompts of any length.
     """
     n = as_count("n", n)
-    tasks, examples, queries = rng.spawn(3)
-    s = np.full((n, task.d + 1), task.sigma)
-    s[:, :-1] = tasks.standard_normal((n, task.d)) @ (task.root_Psi @ task.root_H)
-    s[:, :-1] += task.beta_star @ task.root_H
-    query = queries.standard_normal((n, task.d + 1))
-    return ShortPrompts(
-        chi2=examples.chisquare(task.M, n),
-        normal=examples.standard_normal(n),
-        task=s,
-        query=query[:, :-1],
-        target=(query * s).sum(axis=1),
-    )
+    tasks, examples, noise, queries = as_generator("rng", rng).spawn(4)
+    own = tasks.standard_normal((n, task.d)) @ (task.root_Psi @ task.root_H)  # (n, d)
+    query = queries.standard_normal((n, task.d))  # (n, d)
+    target = np.einsum("nd,nd->n", query, own) + query @ (task.root_H @ task.beta_star)  # (n,)
+    target += task.sigma * noise.standard_normal(n)
+    chi2, normal = examples.chisquare(task.M, n), examples.standard_normal(n)  # (n,)
+    return ShortPrompts(chi2, normal, own, query, target)
 
 
 def short_predictions(
-    task: RegressionTask,
-    form: tuple[Tensor, Tensor, Tensor],
-    chi2: Tensor,
-    normal: Tensor,
-    s: Tensor,
-    query: Tensor,
+    task: RegressionTask, u: Tensor, v: Tensor, W: Tensor, prompts: ShortPrompts
 ) -> Tensor:
     """<u + W G v, x> for each prompt, equal in law to the layer's prediction on M examples.
 
@@ -78,42 +71,89 @@ def short_predictions(
     differs in law from the one through its examples.
 
     Args:
-        task: gives H and M.
-        form: u (..., d), v (..., d+1) and W (..., d, d+1); leading axes are runs, here and below.
-        chi2: (..., n), this and the rest as in ShortPrompts.
-        normal: (..., n).
-        s: `task` of ShortPrompts, (..., n, d+1).
-        query: (..., n, d).
+        task: gives H, beta_star, sigma and M.
+        u: what the MLP adds, (d,).
+        v: what the value path reads, (d+1,).
+        W: the key-query block, (d, d+1).
+        prompts: n of them, drawn for `task`.
 
     Returns:
-        Predicted labels of the queries, (..., n).
+        Predicted labels of the queries, (n,).
+
+    Raises:
+        ValueError: u, v or W that does not fit the task, NaN, wrong dtype.
 
     Source: derived in this book, the section on prompts of any length.
     """
-    u, v, W = form
-    root_H = torch.tensor(task.root_H)
-    # White example e_i = (input, noise): the value path reads it as <w, e_i>, and the query asks
-    # for <k, e_i>; both depend on the task through its label <s, e_i>. The layer predicts
-    # <u, x> + sum_i <w, e_i> <k, e_i> / M.
-    whiten = torch.block_diag(root_H, root_H.new_zeros(1, 1))
-    w = torch.addcmul((v @ whiten)[..., None, :], v[..., None, -1:], s)
-    asked = query @ (root_H @ torch.cat([W @ whiten, W[..., -1:], u[..., None]], dim=-1))
-    k = torch.addcmul(asked[..., :-2], asked[..., -2:-1], s)
-    ww, wk, kk = _Products.apply(w, k)
+    d = task.d
+    u, v, W = as_tensor("u", u, (d,)), as_tensor("v", v, (d + 1,)), as_tensor("W", W, (d, d + 1))
+    root = torch.tensor(task.root_H)  # (d, d)
+    chi2, normal = torch.as_tensor(prompts.chi2), torch.as_tensor(prompts.normal)  # (n,)
+    own, query = torch.as_tensor(prompts.own), torch.as_tensor(prompts.query)  # (n, d)
+    labels = own + root @ torch.tensor(task.beta_star)  # a label is <labels, input> + sigma noise
+    asked = query @ root @ W  # W^T x, (n, d+1)
+    w, w_noise = root @ v[:-1] + v[-1] * labels, v[-1] * task.sigma  # (n, d), ()
+    k, k_noise = asked[:, :-1] @ root + asked[:, -1:] * labels, asked[:, -1] * task.sigma  # (n,)
+    ww = (w * w).sum(dim=1) + w_noise * w_noise  # (n,)
+    wk = (w * k).sum(dim=1) + w_noise * k_noise
+    kk = (k * k).sum(dim=1) + k_noise * k_noise
     across = (chi2 * (ww * kk - wk * wk)).clamp_min(_TINY).sqrt() * normal
-    return asked[..., -1] + (chi2 * wk + across) / task.M
+    return query @ (root @ u) + (chi2 * wk + across) / task.M
 
 
-class _Products(torch.autograd.Function):
-    """<w, w>, <w, k> and <k, k> over the last axis, with half of autograd's passes over memory."""
+def short_slopes(
+    std: Standard, u: Array, v: Array, W: Array, prompts: tuple[Array, ...]
+) -> tuple[Array, Form]:
+    """Mean squared error of `short_predictions`, and its slopes in u, v and W, for several runs.
 
-    @staticmethod
-    def forward(ctx: Any, w: Tensor, k: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
-        ctx.save_for_backward(w, k)
-        return (w * w).sum(dim=-1), (w * k).sum(dim=-1), (k * k).sum(dim=-1)
+    By hand, since autograd's bookkeeping costs several times the arithmetic. All is computed in the
+    standard units of `iclbook.linear.risk`, where the label of an example is <own, z> + noise.
 
-    @staticmethod
-    def backward(ctx: Any, ww: Tensor, wk: Tensor, kk: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        w, k = ctx.saved_tensors
-        ww, wk, kk = 2 * ww[..., None], wk[..., None], 2 * kk[..., None]
-        return (ww * w).addcmul_(wk, k), (kk * k).addcmul_(wk, w)
+    Args:
+        std: the task.
+        u: (runs, d, 1).
+        v: (runs, d+1, 1).
+        W: (runs, d, d+1).
+        prompts: chi2 and normal (runs, n), own and query (runs, n, d), and the part of target that
+            is not shared, target - <beta_star, x>, (runs, n).
+
+    Returns:
+        Errors (runs,), and slopes with the shapes of u, v and W.
+
+    Source: derived in this book, the section on prompts of any length.
+    """
+    u, v, W = to_standard(std, u, v, W)
+    chi2, normal, own, query, target = prompts
+    n, M, noise = own.shape[1], std.M[0], std.tau[0] - np.trace(std.Phi)
+    p, c = v[:, :-1], v[:, -1]  # w = (p + c own, c sigma): (runs, d, 1), (runs, 1)
+    Wx, wy = W[:, :, :-1], W[:, :, -1:]
+    a = query @ Wx  # k = (a + e own, e sigma): (runs, n, d)
+    e, start, ap = (query @ np.concatenate([wy, u, Wx @ p], axis=2)).transpose(2, 0, 1)  # (runs, n)
+    oo = np.einsum("rnd,rnd->rn", own, own) + noise  # <own, own> and the noise, (runs, n)
+    oa, aa = np.einsum("rnd,rnd->rn", own, a), np.einsum("rnd,rnd->rn", a, a)
+    op = (own @ p)[:, :, 0]
+    w_o, k_o = op + c * oo, oa + e * oo  # how w and k read a label
+    ww = (p * p).sum(axis=1) + c * (op + w_o)  # (runs, n)
+    wk = ap + e * op + c * k_o
+    kk = aa + e * (oa + k_o)
+    square = chi2 * (ww * kk - wk * wk)
+    root = np.sqrt(np.maximum(square, _TINY))
+    error = start + (chi2 * wk + root * normal) / M - target
+    # Backwards, line by line; d_x is the slope of the mean squared error in x.
+    d_start = 2 / n * error  # (runs, n)
+    pull = d_start * chi2 / M
+    d_root = np.where(
+        square > _TINY, pull * normal / (2 * root), 0.0
+    )  # through root, to square / chi2
+    d_ww, d_kk, d_wk = d_root * kk, d_root * ww, pull - 2 * d_root * wk
+    d_c = (2 * d_ww * w_o + d_wk * k_o).sum(axis=1)  # (runs,)
+    d_e = 2 * d_kk * k_o + d_wk * w_o
+    d_op, d_oa = 2 * c * d_ww + d_wk * e, 2 * e * d_kk + d_wk * c
+    d_a = d_oa[:, :, None] * own + 2 * d_kk[:, :, None] * a  # (runs, n, d)
+    back = query.mT @ np.stack([d_e, d_start, d_wk], axis=2)  # to wy, u and Wx p, (runs, d, 3)
+    d_p = (
+        2 * d_ww.sum(axis=1)[:, None, None] * p + own.mT @ d_op[:, :, None] + Wx.mT @ back[:, :, 2:]
+    )
+    d_W = np.concatenate([query.mT @ d_a + back[:, :, 2:] @ p.mT, back[:, :, :1]], axis=2)
+    d_v = np.concatenate([d_p, d_c[:, None, None]], axis=1)
+    return (error * error).mean(axis=1), from_standard(std, back[:, :, 1:2], d_v, d_W)

@@ -14,6 +14,17 @@ from torch import Tensor, nn
 from iclbook.checks import Array, as_array, as_count
 
 
+def as_tensor(name: str, value: Tensor, shape: tuple[int | None, ...]) -> Tensor:
+    """`value` as a float64 tensor that carries its gradient on.
+
+    Raises:
+        ValueError: as `as_array`: wrong dtype, wrong shape, NaN or infinity.
+    """
+    tensor = torch.as_tensor(value)
+    as_array(name, tensor.detach(), shape)
+    return tensor.double()
+
+
 def token_matrix(X: ArrayLike, y: ArrayLike, x: ArrayLike) -> Tensor:
     """The token matrix E of each prompt: labelled pairs as columns, then the query with label 0.
 
@@ -33,11 +44,9 @@ def token_matrix(X: ArrayLike, y: ArrayLike, x: ArrayLike) -> Tensor:
     X = as_array("X", X, (None, None, None))
     n, M, d = X.shape
     y, x = as_array("y", y, (n, M)), as_array("x", x, (n, d))
-    E = np.zeros((n, d + 1, M + 1))
-    E[:, :d, :M] = X.transpose(0, 2, 1)
-    E[:, d, :M] = y
-    E[:, :d, M] = x
-    return torch.from_numpy(E)
+    inputs = np.concatenate([X, x[:, None]], axis=1)  # (n, M+1, d)
+    labels = np.concatenate([y, np.zeros((n, 1))], axis=1)  # (n, M+1)
+    return torch.from_numpy(np.concatenate([inputs.mT, labels[:, None]], axis=1))
 
 
 def reduced_form(weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,35 +63,58 @@ def reduced_form(weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]
     W_K, W_Q, W_V, W_P = (weights[name] for name in ("W_K", "W_Q", "W_V", "W_P"))
     d = W_K.shape[-1] - 1
     if "W_1" in weights:
-        row = weights["W_1"].mT @ weights["W_2"][..., -1:]  # last row of W_2^T W_1, as a column
+        row = weights["W_1"].mT @ weights["W_2"][..., -1:]  # last row of W_2^T W_1, (..., d+1, 1)
     else:
         row = torch.eye(d + 1, dtype=W_K.dtype)[:, -1:].expand(*W_K.shape[:-1], 1)
-    v = W_V.mT @ (W_P @ row)
+    v = W_V.mT @ (W_P @ row)  # (..., d+1, 1)
     return row[..., :d, 0], v[..., 0], (W_Q.mT @ W_K)[..., :d, :]
 
 
-def reduced_predictions(u: Tensor, v: Tensor, W: Tensor, X: Tensor, y: Tensor, x: Tensor) -> Tensor:
+def reduced_predictions(
+    u: Tensor, v: Tensor, W: Tensor, X: ArrayLike, y: ArrayLike, x: ArrayLike
+) -> Tensor:
     """<u + W G v, x> for each prompt, at a cost of M d instead of the token matrix's M^2 d.
 
     Args:
-        u: (..., d); leading axes are runs, here and below.
-        v: (..., d+1).
-        W: (..., d, d+1).
-        X: covariates, (..., n, M, d).
-        y: labels, (..., n, M).
-        x: queries, (..., n, d).
+        u: what the MLP adds, (d,).
+        v: what the value path reads, (d+1,).
+        W: the key-query block, (d, d+1).
+        X: covariates, (n, M, d).
+        y: labels, (n, M).
+        x: queries, (n, d).
 
     Returns:
-        Predicted labels of the queries, (..., n).
+        Predicted labels of the queries, (n,), differentiable in u, v and W.
+
+    Raises:
+        ValueError: shapes that do not fit each other, NaN, wrong dtype.
 
     Source: derived in this book, the section on what the two layers compute.
     """
-    M = X.shape[-2]
-    read = (X @ v[..., None, :-1, None])[..., 0] + y * v[..., None, -1:]  # v at each token
-    Gv = torch.cat(
-        [(read[..., None, :] @ X)[..., 0, :], (read * y).sum(dim=-1, keepdim=True)], dim=-1
-    )
-    return ((u[..., None, :] + Gv @ W.mT / M) * x).sum(dim=-1)
+    E = token_matrix(X, y, x)  # (n, d+1, M+1)
+    d, M = E.shape[1] - 1, E.shape[2] - 1
+    u, v, W = as_tensor("u", u, (d,)), as_tensor("v", v, (d + 1,)), as_tensor("W", W, (d, d + 1))
+    Z, query = E[:, :, :M], E[:, :d, M]  # (n, d+1, M), (n, d)
+    read = v @ Z  # v at each example, (n, M)
+    Gv = (Z @ read[:, :, None])[:, :, 0] / M  # (n, d+1)
+    return ((u + Gv @ W.T) * query).sum(dim=1)  # (n,)
+
+
+def moment_matrix(X: ArrayLike, y: ArrayLike) -> Array:
+    """G = Z^T Z / M of each prompt, (n, d+1, d+1), with the tokens (x_i, y_i) as rows of Z.
+
+    Args:
+        X: covariates, (n, M, d).
+        y: labels, (n, M).
+
+    Raises:
+        ValueError: shapes that do not fit each other, NaN, wrong dtype.
+
+    Source: derived in this book, the section on what the two layers compute.
+    """
+    X = as_array("X", X, (None, None, None))
+    Z = np.concatenate([X, as_array("y", y, X.shape[:2])[:, :, None]], axis=2)  # (n, M, d+1)
+    return Z.mT @ Z / X.shape[1]
 
 
 class LinearSelfAttention(nn.Module):
@@ -103,10 +135,7 @@ class LinearSelfAttention(nn.Module):
     def __init__(self, d: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.d = as_count("d", d)
-        self.W_K = self._weight(generator)
-        self.W_Q = self._weight(generator)
-        self.W_V = self._weight(generator)
-        self.W_P = self._weight(generator)
+        self.W_K, self.W_Q, self.W_V, self.W_P = (self._weight(generator) for _ in range(4))
 
     def _weight(self, generator: torch.Generator | None) -> nn.Parameter:
         size = (self.d + 1, self.d + 1)
@@ -117,18 +146,15 @@ class LinearSelfAttention(nn.Module):
 
     def attend(self, E: Tensor) -> Tensor:
         """The layer's full output, (n, d+1, M+1), for tokens E of that shape."""
-        if E.ndim != 3 or E.shape[1] != self.d + 1 or E.shape[2] < 2:
-            raise ValueError(
-                f"E: got shape {tuple(E.shape)}, expected (n, {self.d + 1}, M + 1) with M >= 1"
-            )
-        if E.dtype != torch.float64:
-            raise ValueError(f"E: got dtype {E.dtype}, expected torch.float64")
-        # Term by term as in the paper: this is the reference, reduced_predictions the fast way.
+        E = as_tensor("E", E, (None, self.d + 1, None))
         M = E.shape[2] - 1
+        if M < 1:
+            raise ValueError(f"E: got {M + 1} token, expected M + 1 with M at least 1")
+        # Term by term as in the paper: this is the reference, reduced_predictions the fast way.
         visible = E.clone()
-        visible[:, :, M] = 0.0  # E times the mask diag(I_M, 0)
-        scores = visible.mT @ self.W_K.T @ self.W_Q @ E
-        return E + self.W_P.T @ self.W_V @ visible @ scores / M
+        visible[:, :, M] = 0.0  # E times the mask diag(I_M, 0), (n, d+1, M+1)
+        scores = visible.mT @ self.W_K.T @ self.W_Q @ E  # (n, M+1, M+1)
+        return E + self.W_P.T @ self.W_V @ visible @ scores / M  # (n, d+1, M+1)
 
     def forward(self, E: Tensor) -> Tensor:
         """Predicted labels of the queries, (n,), for tokens E of shape (n, d+1, M+1)."""
@@ -142,9 +168,8 @@ class LinearSelfAttention(nn.Module):
         return self._reduced_form()[1:]
 
     def _reduced_form(self) -> tuple[Array, ...]:
-        with torch.no_grad():
-            form = reduced_form(dict(self.named_parameters()))
-        return tuple(part.numpy().copy() for part in form)
+        form = reduced_form(dict(self.named_parameters()))
+        return tuple(part.detach().numpy().copy() for part in form)
 
 
 class LinearTransformerBlock(LinearSelfAttention):
@@ -157,8 +182,7 @@ class LinearTransformerBlock(LinearSelfAttention):
 
     def __init__(self, d: int, generator: torch.Generator | None = None) -> None:
         super().__init__(d, generator)
-        self.W_1 = self._weight(generator)
-        self.W_2 = self._weight(generator)
+        self.W_1, self.W_2 = self._weight(generator), self._weight(generator)
 
     def forward(self, E: Tensor) -> Tensor:
         """Predicted labels of the queries, (n,), for tokens E of shape (n, d+1, M+1)."""

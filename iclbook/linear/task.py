@@ -4,9 +4,8 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from iclbook.checks import Array, as_array, as_count, as_covariance, as_number
+from iclbook.checks import Array, as_array, as_count, as_covariance, as_generator, as_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +45,9 @@ class RegressionTask:
     Source: Zhang, Wu, Bartlett (NeurIPS 2024), the problem setup.
     """
 
-    H: ArrayLike
-    Psi: ArrayLike
-    beta_star: ArrayLike
+    H: Array
+    Psi: Array
+    beta_star: Array
     sigma: float
     M: int
     root_H: Array = field(init=False, repr=False)
@@ -58,16 +57,16 @@ class RegressionTask:
 
     def __post_init__(self) -> None:
         H = as_covariance("H", self.H)
-        d = len(H)
+        Psi = as_covariance("Psi", self.Psi, len(H))
         checked = {
             "H": H,
-            "Psi": as_covariance("Psi", self.Psi, d),
-            "beta_star": as_array("beta_star", self.beta_star, (d,)),
+            "Psi": Psi,
+            "beta_star": as_array("beta_star", self.beta_star, (len(H),)),
             "sigma": as_number("sigma", self.sigma, least=0.0),
             "M": as_count("M", self.M),
+            "root_H": symmetric_root(H),
+            "root_Psi": symmetric_root(Psi),
         }
-        checked["root_H"] = symmetric_root(checked["H"])
-        checked["root_Psi"] = symmetric_root(checked["Psi"])
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -82,6 +81,27 @@ class RegressionTask:
         beta_star = np.zeros(d)
         beta_star[0] = as_number("signal", signal, least=0.0)
         return cls(np.eye(d), as_number("psi", psi, least=0.0) * np.eye(d), beta_star, sigma, M)
+
+    @classmethod
+    def random(
+        cls, d: int, M: int, rng: np.random.Generator, *, sigma: float = 0.5, decay: float = 1.0
+    ) -> Self:
+        """A task without symmetry: H and Psi are general, and do not commute.
+
+        Shared and own part of the task carry label variance 1 each: beta_star^T H beta_star = 1
+        and tr(H Psi) = 1. H is a Wishart matrix with d degrees of freedom over d, plus 0.3 I. Psi
+        has a random frame, and eigenvalues that fall like i^-decay.
+
+        Raises:
+            ValueError: d < 1, M < 1, sigma or decay negative or not finite, rng no generator.
+        """
+        d, rng = as_count("d", d), as_generator("rng", rng)
+        A, B = rng.standard_normal((2, d, d))
+        H, frame = A @ A.T / d + 0.3 * np.eye(d), np.linalg.qr(B)[0]
+        Psi = frame * np.arange(1.0, d + 1) ** -as_number("decay", decay, least=0.0) @ frame.T
+        beta_star = rng.standard_normal(d)
+        Psi, beta_star = Psi / np.trace(H @ Psi), beta_star / np.sqrt(beta_star @ H @ beta_star)
+        return cls(H, Psi, beta_star, sigma, M)
 
     @property
     def d(self) -> int:
@@ -108,16 +128,16 @@ class RegressionTask:
         that two settings that differ in sigma alone, say, see the same tasks and covariates.
 
         Raises:
-            ValueError: n < 1.
+            ValueError: n < 1, or rng is no NumPy generator.
         """
         n = as_count("n", n)
-        tasks, data, noise, queries = rng.spawn(4)
-        beta = self.beta_star + tasks.standard_normal((n, self.d)) @ self.root_Psi
-        X = data.standard_normal((n, self.M, self.d)) @ self.root_H
-        x = queries.standard_normal((n, self.d)) @ self.root_H
-        eps = self.sigma * noise.standard_normal((n, self.M + 1))
-        y = (X @ beta[:, :, None])[:, :, 0] + eps[:, :-1]
-        target = (x * beta).sum(axis=1) + eps[:, -1]
+        tasks, data, noise, queries = as_generator("rng", rng).spawn(4)
+        beta = self.beta_star + tasks.standard_normal((n, self.d)) @ self.root_Psi  # (n, d)
+        X = data.standard_normal((n, self.M, self.d)) @ self.root_H  # (n, M, d)
+        x = queries.standard_normal((n, self.d)) @ self.root_H  # (n, d)
+        eps = self.sigma * noise.standard_normal((n, self.M + 1))  # (n, M + 1)
+        y = (X @ beta[:, :, None])[:, :, 0] + eps[:, :-1]  # (n, M)
+        target = (x * beta).sum(axis=1) + eps[:, -1]  # (n,)
         return Prompts(X=X, y=y, x=x, target=target, beta=beta)
 
 

@@ -9,12 +9,14 @@ import pytest
 from linear_tasks import random_task
 
 from iclbook.linear import (
+    Estimate,
     Prompts,
     RegressionTask,
     bayes_estimate,
     bayes_risk,
     gd_beta_estimate,
     gd_beta_minimum,
+    relative_error,
 )
 
 
@@ -180,6 +182,33 @@ def test_bayes_risk_repeats_and_is_drawn_in_chunks_unnoticed() -> None:
     assert 0 < first.stderr < part.stderr * 1.1
 
 
+# --- means and errors -----------------------------------------------------------------------------
+
+
+def test_an_estimate_is_the_mean_with_its_standard_error() -> None:
+    """Draws 1, 2, 3, 6: mean 3, variance 14/3, so a standard error of sqrt(7/6)."""
+    estimate = Estimate.of([1.0, 2.0, 3.0, 6.0])
+    assert estimate.mean == 3.0
+    assert estimate.stderr == pytest.approx(np.sqrt(7 / 6), rel=1e-15)
+    assert estimate.z(3.0 - 2.0 * estimate.stderr) == pytest.approx(2.0, rel=1e-14)
+
+
+def test_z_scores_of_true_means_are_standard_normal() -> None:
+    draws = np.random.default_rng(21).standard_normal((2000, 200)) + 5.0
+    scores = np.array([Estimate.of(row).z(5.0) for row in draws])
+    assert abs(scores.mean()) < 4 / np.sqrt(2000)
+    assert scores.std() == pytest.approx(1.0, abs=4 / np.sqrt(4000) + 1 / 200)
+
+
+def test_a_relative_error_does_not_depend_on_units_or_shape() -> None:
+    assert relative_error([3.0, 4.0], [0.0, 5.0]) == pytest.approx(np.sqrt(10) / 5, rel=1e-15)
+    found, expected = np.random.default_rng(22).standard_normal((2, 3, 4))
+    error = relative_error(found, expected)
+    assert relative_error(1e-9 * found, 1e-9 * expected) == pytest.approx(error, rel=1e-14)
+    assert relative_error(found.ravel(), expected.ravel()) == pytest.approx(error, rel=1e-14)
+    assert relative_error(expected, expected) == 0.0
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 
@@ -219,3 +248,18 @@ def test_a_standard_error_needs_two_prompts(n: Any) -> None:  # noqa: ANN401
     task = random_task(2, 3, np.random.default_rng(20))
     with pytest.raises(ValueError, match=r"^n: got .*, expected an integer of at least 2"):
         bayes_risk(task, n, np.random.default_rng(0))
+
+
+def test_bad_draws_and_arrays_are_refused() -> None:
+    with pytest.raises(ValueError, match="^number of values: got 1, expected an integer of at lea"):
+        Estimate.of([1.0])
+    with pytest.raises(ValueError, match=r"^values: got 1 entries that are NaN"):
+        Estimate.of([1.0, np.nan])
+    with pytest.raises(ValueError, match=r"^found: got shape \(1,\), expected \(2\)"):
+        relative_error([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match=r"^expected: got 1 entries that are NaN"):
+        relative_error([1.0, 2.0], [1.0, np.nan])
+    with pytest.raises(ValueError, match=r"^\|expected\|: got 0.0, expected a positive number"):
+        relative_error([1.0], [0.0])
+    with pytest.raises(ValueError, match=r"^rng: got 3, expected a numpy.random.Generator"):
+        bayes_risk(random_task(2, 3, np.random.default_rng(20)), 10, 3)

@@ -1,7 +1,10 @@
 """Gradients, Hessian, flow and descent of the exact risk of GD-beta."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from linear_tasks import random_task
 from scipy.linalg import expm
 
@@ -10,7 +13,7 @@ from iclbook.linear import (
     RegressionTask,
     curvature_in_beta,
     gd_beta_gradient,
-    gd_beta_hessian_product,
+    gd_beta_hessian,
     gd_beta_minimum,
     gd_beta_risk,
     gradient_descent,
@@ -31,11 +34,7 @@ def unpack(point: Array, d: int) -> tuple[Array, Array]:
 
 
 def hessian(task: RegressionTask, point: Array) -> Array:
-    columns = [
-        pack(*gd_beta_hessian_product(task, *unpack(point, task.d), *unpack(e, task.d)))
-        for e in np.eye(len(point))
-    ]
-    return np.array(columns).T
+    return gd_beta_hessian(task, *unpack(point, task.d))
 
 
 @pytest.mark.parametrize(("d", "M"), SIZES)
@@ -146,6 +145,29 @@ def test_descent_is_stable_just_below_two_over_the_largest_eigenvalue_and_not_ab
     assert away.risk[-1] - least.risk > 10 * (away.risk[0] - least.risk)
 
 
+@pytest.mark.parametrize("step", [torch.tensor(2), np.array(2), np.int64(2), 2])
+def test_a_step_that_passes_the_check_is_the_one_taken(step: float) -> None:
+    task = replace(TASK, beta_star=np.zeros(2), Psi=0.01 * np.eye(2))
+    path = gradient_descent(task, np.zeros(2), np.zeros((2, 2)), step=step, steps=1)
+    gradient = gd_beta_gradient(task, np.zeros(2), np.zeros((2, 2)))[1]
+    np.testing.assert_array_equal(path.Gamma[1], -2.0 * gradient)
+
+
+@pytest.mark.parametrize("end", [5e-324, 1e-201, 1e-9])
+def test_a_flow_of_hardly_any_time_does_not_hang(end: float) -> None:
+    start = np.array([-1.0, 2.0]), np.array([[0.5, 0.3], [-0.2, 0.1]])
+    flow = gradient_flow(TASK, *start, [0.0, end])
+    velocity = -gd_beta_gradient(TASK, *start)[0]
+    np.testing.assert_allclose(flow.beta[1], start[0] + end * velocity, rtol=1e-12)
+
+
+def test_a_flow_of_no_time_is_its_start() -> None:
+    start = np.array([-1.0, 2.0]), np.eye(2)
+    flow = gradient_flow(TASK, *start, [0.0])
+    np.testing.assert_allclose(flow.beta, start[:1], rtol=1e-15)
+    np.testing.assert_allclose(flow.Gamma, start[1:], rtol=1e-15)
+
+
 def test_a_diverging_descent_says_where() -> None:
     with pytest.raises(FloatingPointError, match=r"step 10\.0 diverged at step \d+"):
         gradient_descent(TASK, [5.0, 5.0], np.eye(2), step=10.0, steps=50)
@@ -174,5 +196,9 @@ def test_bad_starts_and_steps_are_refused() -> None:
         gradient_descent(TASK, zero, zero, step=0.1, steps=1)
     with pytest.raises(ValueError, match=r"step: got 0\.0, expected a positive step size"):
         gradient_descent(TASK, zero, square, step=0.0, steps=1)
+    with pytest.raises(ValueError, match=r"Gamma: got 4 entries that are NaN or infinite"):
+        gd_beta_hessian(TASK, zero, square * np.nan)
+    with pytest.raises(ValueError, match=r"beta: got 2 entries that are NaN or infinite"):
+        gd_beta_gradient(TASK, zero * np.nan, square)
     with pytest.raises(ValueError, match="steps: got 0, expected an integer of at least 1"):
         gradient_descent(TASK, zero, square, step=0.1, steps=0)

@@ -15,6 +15,7 @@ from iclbook.linear import (
     LinearTransformerBlock,
     Prompts,
     gd_beta_estimate,
+    moment_matrix,
     reduced_form,
     reduced_predictions,
     token_matrix,
@@ -95,28 +96,38 @@ def test_the_reduced_form_is_the_same_function(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_several_runs_at_once_predict_what_each_layer_does(
-    kind: type[LinearSelfAttention],
-) -> None:
-    """reduced_predictions of stacked weights, each run with prompts of its own; gradients too."""
+def test_reduced_predictions_are_the_layer_gradients_too(kind: type[LinearSelfAttention]) -> None:
+    fast, slow = make(kind, 3), make(kind, 3)
+    p = prompts_of(3, 5)
+    form = reduced_form(dict(fast.named_parameters()))
+    found, expected = reduced_predictions(*form, p.X, p.y, p.x), slow(token_matrix(p.X, p.y, p.x))
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+    for predictions in (found, expected):
+        predictions.square().sum().backward()
+    for weight, same in zip(fast.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, same.grad, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reduced_form_of_several_runs_is_that_of_each(kind: type[LinearSelfAttention]) -> None:
     layers = [make(kind, 3, seed) for seed in range(4)]
-    drawn = random_task(3, 5, np.random.default_rng(8)).sample(24, np.random.default_rng(9))
-    shapes = {"X": (4, 6, 5, 3), "y": (4, 6, 5), "x": (4, 6, 3)}
-    parts = {name: getattr(drawn, name).reshape(shape) for name, shape in shapes.items()}
-    weights = {
-        name: torch.stack([layer.get_parameter(name).detach() for layer in layers]).requires_grad_()
+    stacked = {
+        name: torch.stack([layer.get_parameter(name) for layer in layers])
         for name, _ in layers[0].named_parameters()
     }
-    fast = reduced_predictions(
-        *reduced_form(weights), *(torch.tensor(part) for part in parts.values())
-    )
-    fast.square().sum().backward()
     for k, layer in enumerate(layers):
-        slow = layer(token_matrix(*(part[k] for part in parts.values())))
-        torch.testing.assert_close(fast[k], slow, rtol=1e-11, atol=1e-13)
-        slow.square().sum().backward()
-        for name, weight in layer.named_parameters():
-            torch.testing.assert_close(weights[name].grad[k], weight.grad, rtol=1e-9, atol=1e-11)
+        alone = reduced_form(dict(layer.named_parameters()))
+        for part, same in zip(reduced_form(stacked), alone, strict=True):
+            torch.testing.assert_close(part[k], same, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize(("d", "M"), SIZES)
+def test_the_moment_matrix_is_the_masked_product_of_the_tokens(d: int, M: int) -> None:
+    """G = E mask E^T / M with mask = diag(1, ..., 1, 0)."""
+    p = prompts_of(d, M)
+    E = token_matrix(p.X, p.y, p.x).numpy()
+    expected = E @ np.diag([1.0] * M + [0.0]) @ np.swapaxes(E, 1, 2) / M
+    np.testing.assert_allclose(moment_matrix(p.X, p.y), expected, rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize(("d", "M"), SIZES)
@@ -282,21 +293,52 @@ def test_a_bad_dimension_is_refused(kind: Callable[[Any], object], d: object) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(3, 4), (5, 4, 4), (5, 2, 4), (5, 3, 1), (5, 3, 4, 1)])
+@pytest.mark.parametrize("shape", [(3, 4), (5, 4, 4), (5, 2, 4), (5, 3, 4, 1)])
 def test_tokens_that_do_not_fit_are_refused(
     kind: type[LinearSelfAttention], shape: tuple[int, ...]
 ) -> None:
-    expected = r"expected \(n, 3, M \+ 1\) with M >= 1"
-    with pytest.raises(
-        ValueError, match="^E: got shape " + re.escape(str(shape)) + ", " + expected
-    ):
+    expected = re.escape(f"E: got shape {shape}, expected (any, 3, any)")
+    with pytest.raises(ValueError, match="^" + expected):
         make(kind, 2)(torch.zeros(shape, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_query_without_examples_is_refused(kind: type[LinearSelfAttention]) -> None:
+    with pytest.raises(ValueError, match=r"^E: got 1 token, expected M \+ 1 with M at least 1"):
+        make(kind, 2)(torch.zeros(5, 3, 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_that_are_not_numbers_are_refused(kind: type[LinearSelfAttention]) -> None:
+    with pytest.raises(ValueError, match=r"^E: got 60 entries that are NaN or infinite"):
+        make(kind, 2)(torch.full((5, 3, 4), torch.nan, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_tokens_in_single_precision_are_refused(kind: type[LinearSelfAttention]) -> None:
-    with pytest.raises(ValueError, match=r"^E: got dtype torch.float32, expected torch.float64"):
+    with pytest.raises(ValueError, match=r"^E: got dtype float32, expected float64"):
         make(kind, 2)(torch.zeros(5, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "message"),
+    [
+        ("u", torch.zeros(3, dtype=torch.float64), "got shape (3,), expected (2)"),
+        ("v", torch.zeros(3), "got dtype float32, expected float64"),
+        ("W", torch.full((2, 3), torch.nan, dtype=torch.float64), "got 6 entries that are NaN"),
+        ("X", np.zeros((4, 3)), "got shape (4, 3), expected (any, any, any)"),
+        ("y", np.full((4, 3), np.nan), "got 12 entries that are NaN or infinite"),
+    ],
+)
+def test_bad_arguments_of_reduced_predictions_are_refused(
+    name: str,
+    bad: Any,  # noqa: ANN401
+    message: str,
+) -> None:
+    shapes = {"u": (2,), "v": (3,), "W": (2, 3), "X": (4, 3, 2), "y": (4, 3), "x": (4, 2)}
+    given = {key: torch.ones(shape, dtype=torch.float64) for key, shape in shapes.items()}
+    with pytest.raises(ValueError, match=f"^{name}: " + re.escape(message)):
+        reduced_predictions(**{**given, name: bad})
 
 
 @pytest.mark.parametrize(

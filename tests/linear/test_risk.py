@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,11 +21,13 @@ from iclbook.linear import (
     gd_beta_risk,
     lsa_minimum,
     lsa_risk,
+    ltb_gradient,
+    ltb_hessian,
     ltb_minimum,
     ltb_risk,
     token_matrix,
 )
-from iclbook.linear.risk import _factor, _profile_and_gradient, _standardise
+from iclbook.linear.risk import _factor, _profile_slope, standardise
 
 Weights = tuple[Array, Array, Array]
 
@@ -136,16 +138,16 @@ def test_zero_weights_have_the_variance_of_a_label(task: RegressionTask) -> None
 
 
 @pytest.mark.parametrize(
-    ("d", "M", "rest", "draws", "seed"),
+    ("d", "M", "sigma", "ranks", "draws", "seed"),
     [
-        (1, 1, {"sigma": 0.5}, 1_100_000, 1),
-        (3, 2, {"sigma": 0.7, "rank_Psi": 1}, 500_000, 3),
-        (2, 3, {"sigma": 0.0}, 400_000, 3),
-        (2, 1, {"sigma": 0.3, "rank_H": 1}, 260_000, 3),
+        (1, 1, 0.5, (1, 1), 1_100_000, 1),
+        (3, 2, 0.7, (3, 1), 500_000, 3),
+        (2, 3, 0.0, (2, 2), 400_000, 3),
+        (2, 1, 0.3, (1, 2), 260_000, 3),
     ],
 )
 def test_exact_risks_agree_with_sampled_token_matrices(
-    d: int, M: int, rest: dict[str, Any], draws: int, seed: int
+    d: int, M: int, sigma: float, ranks: tuple[int, int], draws: int, seed: int
 ) -> None:
     """E (layer(E) - y_query)^2 from sampled prompts that go through the layers.
 
@@ -155,8 +157,9 @@ def test_exact_risks_agree_with_sampled_token_matrices(
     same with more noise.
     """
     rng = np.random.default_rng([d, M])
-    task = random_task(d, M, rng, **rest)
-    task = replace(task, Psi=0.3 * task.Psi)  # lighter tails
+    H, Psi = (random_covariance(d, rank, rng) for rank in ranks)
+    beta_star = rng.standard_normal(d) / np.sqrt(d)
+    task = RegressionTask(H, 0.3 * Psi / d, beta_star, sigma, M)  # a small Psi has lighter tails
     weights = torch.Generator().manual_seed(seed)
     attention, block = LinearSelfAttention(d, weights), LinearTransformerBlock(d, weights)
     with torch.no_grad():
@@ -288,12 +291,11 @@ def test_the_lowest_of_many_valleys_is_found_in_general_tasks() -> None:
         d, M = int(rng.integers(2, 5)), int(rng.integers(1, 30))
         task = random_task(d, M, rng, sigma=rng.choice([0.1, 0.5, 1.0]))
         task = replace(task, Psi=10 ** rng.uniform(-2, 1) * task.Psi)
-        unit = np.sqrt(task.tau + task.beta_star @ task.H @ task.beta_star)
-        std = _standardise(task, _factor(task), unit)
+        std = standardise(task, _factor(task))
         for free_u, minimum in ((False, lsa_minimum(task)), (True, ltb_minimum(task))):
             ends = [
                 minimize(
-                    _profile_and_gradient,
+                    _profile_slope,
                     rng.standard_normal(d + 1) * np.append(np.ones(d), 10 ** rng.uniform(-1, 1)),
                     args=(std, free_u),
                     jac=True,
@@ -301,7 +303,7 @@ def test_the_lowest_of_many_valleys_is_found_in_general_tasks() -> None:
                 ).fun
                 for _ in range(10)
             ]
-            assert minimum.risk <= unit**2 * (std.noise + min(ends)) * (1 + 1e-10)
+            assert minimum.risk <= min(ends) * (1 + 1e-10)
 
 
 @pytest.mark.parametrize("free_u", [False, True])
@@ -310,18 +312,18 @@ def test_the_gradient_over_v_is_that_of_finite_differences(*, free_u: bool) -> N
     rng = np.random.default_rng(32)
     for name in ("d = 1, M = 1", "M < d", "M > d", "no noise", "Psi of rank 1"):
         task = edge_task(name)
-        std = _standardise(task, _factor(task), 1.3)
+        std = standardise(task, _factor(task))
         for _ in range(3):
             point, step = rng.standard_normal(task.d + 1), 1e-5
             numeric = [
                 (
-                    _profile_and_gradient(point + step * e, std, free_u)[0]
-                    - _profile_and_gradient(point - step * e, std, free_u)[0]
+                    _profile_slope(point + step * e, std, free_u)[0]
+                    - _profile_slope(point - step * e, std, free_u)[0]
                 )
                 / (2 * step)
                 for e in np.eye(task.d + 1)
             ]
-            exact = _profile_and_gradient(point, std, free_u)[1]
+            exact = _profile_slope(point, std, free_u)[1]
             np.testing.assert_allclose(exact, numeric, atol=1e-7 * np.abs(exact).max() + 1e-9)
 
 
@@ -535,15 +537,66 @@ def test_the_gap_lies_in_the_dimensions_that_covariates_have() -> None:
     With long prompts and much signal an LSA layer would gain by a covariate that is pure noise:
     its average square is nearly constant, the very thing that the layer lacks.
     """
-    flat = random_task(2, 30, np.random.default_rng(45), sigma=0.0)
+    plain = random_task(2, 30, np.random.default_rng(45), sigma=0.0)
     frame = np.linalg.qr(np.random.default_rng(46).standard_normal((5, 5)))[0][:, :2]
-    H = frame @ flat.H @ frame.T
+    H = frame @ plain.H @ frame.T
     Psi = 0.03 * random_covariance(5, 5, np.random.default_rng(47))
     inner = frame.T @ Psi @ frame
     beta_star = np.random.default_rng(48).standard_normal(5)
-    raised = RegressionTask((H + H.T) / 2, Psi, beta_star, flat.sigma, flat.M)
-    flat = replace(flat, Psi=(inner + inner.T) / 2, beta_star=frame.T @ beta_star)
-    np.testing.assert_allclose(minimal_risks(raised), minimal_risks(flat), rtol=1e-10)
+    raised = RegressionTask((H + H.T) / 2, Psi, beta_star, plain.sigma, plain.M)
+    plain = replace(plain, Psi=(inner + inner.T) / 2, beta_star=frame.T @ beta_star)
+    np.testing.assert_allclose(minimal_risks(raised), minimal_risks(plain), rtol=1e-10)
+
+
+# --- slopes ---------------------------------------------------------------------------------------
+
+
+def flat(parts: Sequence[Array]) -> Array:
+    return np.concatenate([part.ravel() for part in parts])
+
+
+def form(point: Array, d: int) -> Weights:
+    u, v, W = np.split(point, [d, 2 * d + 1])
+    return u, v, W.reshape(d, d + 1)
+
+
+def five_points(f: Callable[[Array], Any], point: Array) -> Array:
+    """Differences that are exact, up to rounding, along lines where f is of degree 4 or less."""
+    h, axes = 0.1, np.eye(len(point))
+    near = [np.asarray(f(point + h * e)) - f(point - h * e) for e in axes]
+    wide = [np.asarray(f(point + 2 * h * e)) - f(point - 2 * h * e) for e in axes]
+    return (8 * np.array(near) - np.array(wide)) / (12 * h)
+
+
+def test_the_gradient_is_the_slope_of_the_exact_risk(task: RegressionTask) -> None:
+    d = task.d
+    point = flat(random_weights(d, np.random.default_rng(60)))
+    slope = five_points(lambda x: ltb_risk(task, *form(x, d)), point)
+    found = flat(ltb_gradient(task, *form(point, d)))
+    np.testing.assert_allclose(found, slope, atol=1e-11 * np.abs(slope).max())
+
+
+def test_the_hessian_is_the_slope_of_the_gradient_and_symmetric(task: RegressionTask) -> None:
+    d = task.d
+    point = flat(random_weights(d, np.random.default_rng(61)))
+    slope = five_points(lambda x: flat(ltb_gradient(task, *form(x, d))), point)
+    found = ltb_hessian(task, *form(point, d))
+    np.testing.assert_allclose(found, slope, atol=1e-11 * np.abs(slope).max())
+    np.testing.assert_array_equal(found, found.T)
+
+
+@pytest.mark.parametrize(("d", "M"), [(2, 3), (3, 6), (3, 40)])
+def test_at_the_minimum_only_the_shared_factor_is_flat(d: int, M: int) -> None:
+    """No gradient; one eigenvalue 0, along (0, v, -W), and no other one that is not positive."""
+    task = random_task(d, M, np.random.default_rng([62, d, M]))
+    least = ltb_minimum(task)
+    where = least.u, least.v, least.W
+    assert np.abs(flat(ltb_gradient(task, *where))).max() < 1e-7
+    values, vectors = np.linalg.eigh(ltb_hessian(task, *where))
+    assert abs(values[0]) < 1e-6 * values[-1]
+    assert values[1] > 1e-4 * values[-1]
+    along = flat((np.zeros(d), least.v, -least.W))
+    assert abs(vectors[:, 0] @ along) / np.linalg.norm(along) == pytest.approx(1.0, abs=1e-6)
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -556,17 +609,19 @@ GOOD: dict[str, Any] = {
     "v": np.zeros(3),
     "W": np.zeros((2, 3)),
 }
-RISKS: dict[Callable[..., float], tuple[str, ...]] = {
+RISKS: dict[Callable[..., object], tuple[str, ...]] = {
     gd_beta_risk: ("beta", "Gamma"),
     lsa_risk: ("v", "W"),
     ltb_risk: ("u", "v", "W"),
+    ltb_gradient: ("u", "v", "W"),
+    ltb_hessian: ("u", "v", "W"),
 }
 
 
 @pytest.mark.parametrize(
     ("risk", "name"), [(risk, name) for risk, names in RISKS.items() for name in names]
 )
-def test_bad_weights_are_refused(risk: Callable[..., float], name: str) -> None:
+def test_bad_weights_are_refused(risk: Callable[..., object], name: str) -> None:
     good = GOOD[name]
     shape = str(good.shape).replace(",)", ")")
     for bad, message in (

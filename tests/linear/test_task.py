@@ -231,3 +231,44 @@ def test_a_bad_isotropic_task_is_refused(name: str, value: object) -> None:
 def test_a_bad_number_of_prompts_is_refused(task: RegressionTask, n: Any) -> None:  # noqa: ANN401
     with pytest.raises(ValueError, match=r"^n: got .*, expected an integer of at least 1"):
         task.sample(n, np.random.default_rng(0))
+
+
+# --- random tasks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("d", "M"), [(1, 1), (2, 7), (6, 3)])
+def test_a_random_task_carries_label_variance_1_in_each_part(d: int, M: int) -> None:
+    task = RegressionTask.random(d, M, np.random.default_rng(d), sigma=0.3)
+    assert (task.d, task.M, task.sigma) == (d, M, 0.3)
+    assert task.beta_star @ task.H @ task.beta_star == pytest.approx(1.0, rel=1e-13)
+    assert np.trace(task.H @ task.Psi) == pytest.approx(1.0, rel=1e-13)
+    assert np.linalg.eigvalsh(task.H)[0] >= 0.3
+    if d > 1:
+        assert np.abs(task.H @ task.Psi - task.Psi @ task.H).max() > 1e-3
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, 2.0])
+def test_the_spectrum_of_a_random_tasks_own_part_falls_as_stated(decay: float) -> None:
+    task = RegressionTask.random(5, 3, np.random.default_rng(0), decay=decay)
+    values = np.linalg.eigvalsh(task.Psi)[::-1]
+    np.testing.assert_allclose(values / values[0], np.arange(1.0, 6.0) ** -decay, rtol=1e-12)
+
+
+def test_a_random_task_is_the_generators() -> None:
+    first, same, other = (
+        RegressionTask.random(3, 4, np.random.default_rng(seed)) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first.H, same.H)
+    assert np.abs(first.H - other.H).max() > 0.01
+
+
+def test_bad_arguments_of_random_tasks_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=r"^d: got 0, expected an integer of at least 1"):
+        RegressionTask.random(0, 3, rng)
+    with pytest.raises(ValueError, match=r"^decay: got -1.0, expected at least 0.0"):
+        RegressionTask.random(2, 3, rng, decay=-1.0)
+    with pytest.raises(ValueError, match=r"^rng: got 7, expected a numpy.random.Generator"):
+        RegressionTask.random(2, 3, 7)
+    with pytest.raises(ValueError, match=r"^rng: got None, expected a numpy.random.Generator"):
+        RegressionTask.random(2, 3, rng).sample(1, None)

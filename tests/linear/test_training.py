@@ -1,20 +1,27 @@
 """Training: it reaches the exact minima, repeats bit for bit, and says when it diverges."""
 
 import re
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from linear_tasks import random_task
 
 from iclbook.linear import (
     LinearSelfAttention,
     LinearTransformerBlock,
     RegressionTask,
+    ShortPrompts,
     Trajectory,
+    descend,
+    gd_beta_minimum,
     lsa_minimum,
     lsa_risk,
+    ltb_gradient,
+    ltb_hessian,
     ltb_minimum,
     ltb_risk,
     reduced_form,
@@ -58,32 +65,119 @@ def test_training_settles_within_one_per_cent_of_the_exact_minimum(
     assert (trajectory.risk > (1 - 1e-12) * least.risk).all()
 
 
+def plainly(layer: LinearSelfAttention, loss: Callable[[int], torch.Tensor], steps: int) -> None:
+    """`steps` steps of torch's own Adam, the step size along half a cosine from 0.02."""
+    optimiser = torch.optim.Adam(layer.parameters(), lr=0.02)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
+    for step in range(steps):
+        optimiser.zero_grad()
+        loss(step).backward()
+        optimiser.step()
+        schedule.step()
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_is_adam_on_the_squared_error_of_short_prompts(
+def test_training_is_torchs_adam_on_the_squared_error_of_short_prompts(
     kind: type[LinearSelfAttention],
 ) -> None:
-    """By a plain optimiser, one run at a time, with the same prompts: the same weights."""
-    steps, batch, lr = 40, 16, 0.02
+    """One run at a time, by autograd and torch, on the same prompts: the same weights."""
+    steps, batch = 40, 16
     trained = [make(kind, 0), make(kind, 1)]
-    run(*trained, steps=steps)
+    run(*trained, steps=steps, batch=batch)
     for seed, layer in enumerate(trained):
         plain, source = make(kind, seed), rng(seed)
-        optimiser = torch.optim.Adam(plain.parameters(), lr=lr)
         drawn = [sample_short(TASK, 8 * batch, source) for _ in range(5)]  # as train draws them
-        prompts, target = (
-            [torch.tensor(np.concatenate([getattr(p, name) for p in drawn])) for name in names]
-            for names in (("chi2", "normal", "task", "query"), ("target",))
-        )
-        for step in range(steps):
-            optimiser.param_groups[0]["lr"] = lr * (1 + np.cos(np.pi * step / steps)) / 2
-            now = slice(step * batch, (step + 1) * batch)
+
+        def loss(
+            step: int, plain: LinearSelfAttention = plain, drawn: list[ShortPrompts] = drawn
+        ) -> torch.Tensor:
+            start = step % 8 * batch
+            now = ShortPrompts(
+                *(
+                    getattr(drawn[step // 8], f.name)[start : start + batch]
+                    for f in fields(drawn[0])
+                )
+            )
             form = reduced_form(dict(plain.named_parameters()))
-            optimiser.zero_grad()
-            predictions = short_predictions(TASK, form, *(part[now] for part in prompts))
-            (predictions - target[0][now]).square().mean().backward()
-            optimiser.step()
+            errors = short_predictions(TASK, *form, now) - torch.tensor(now.target)
+            return errors.square().mean()
+
+        plainly(plain, loss, steps)
         for a, b in zip(layer.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_descent_is_torchs_adam_on_the_exact_risk(kind: type[LinearSelfAttention]) -> None:
+    """The risk as a mean over 3^d task vectors, which is exact for a polynomial of degree 5."""
+    tasks = [random_task(2, M, rng(M)) for M in (3, 8)]
+    trained = [make(kind, 0), make(kind, 1)]
+    trajectory = descend(trained, tasks, steps=40, lr=0.02, records=2)
+    for run_, (task, layer) in enumerate(zip(tasks, trained, strict=True)):
+        plain = make(kind, run_)
+        H, grid = torch.tensor(task.H), np.array(np.meshgrid([-1, 0, 1], [-1, 0, 1])).reshape(2, 9)
+        weight = torch.tensor(np.where(grid == 0, 2 / 3, 1 / 6).prod(axis=0))
+        beta = torch.tensor(task.beta_star + np.sqrt(3) * grid.T @ task.root_Psi)  # (9, d)
+
+        def loss(
+            _: int,
+            plain: LinearSelfAttention = plain,
+            task: RegressionTask = task,
+            H: torch.Tensor = H,
+            weight: torch.Tensor = weight,
+            beta: torch.Tensor = beta,
+        ) -> torch.Tensor:
+            u, v, W = reduced_form(dict(plain.named_parameters()))
+            total = 0.0
+            for b, share in zip(beta, weight, strict=True):
+                label = H @ b
+                Sigma = torch.cat([torch.cat([H, label[:, None]], dim=1), torch.zeros(1, 3)])
+                Sigma[2] = torch.cat([label, (b @ label + task.sigma**2)[None]])
+                seen = Sigma @ v
+                error = u + W @ seen - b
+                spread = (v @ seen) * torch.trace(H @ W @ Sigma @ W.T) + W @ seen @ H @ W @ seen
+                total = total + share * (error @ H @ error + spread / task.M)
+            return total + task.sigma**2
+
+        assert trajectory.risk[run_, 0] == pytest.approx(loss(0).item(), rel=1e-12)
+        plainly(plain, loss, 40)
+        assert trajectory.risk[run_, 1] == pytest.approx(loss(0).item(), rel=1e-9)
+        for a, b in zip(layer.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+def test_descent_ends_where_the_exact_gradient_is_0() -> None:
+    """At the global minimum, or at a valley whose Hessian has no negative eigenvalue."""
+    tasks = [random_task(3, 6, rng(task)) for task in range(2) for _ in range(6)]
+    layers = [make(LinearTransformerBlock, seed, 3) for seed in range(12)]
+    trajectory = descend(layers, tasks, steps=3000, lr=0.03, records=2)
+    least = np.array([gd_beta_minimum(task).risk for task in tasks])
+    assert (trajectory.risk[:, -1] > (1 - 1e-12) * least).all()
+    assert (trajectory.risk[:, -1] < 1.001 * least).reshape(2, 6).any(axis=1).all()
+    for run_, task in enumerate(tasks):
+        form = trajectory.u[run_, -1], trajectory.v[run_, -1], trajectory.W[run_, -1]
+        assert max(np.abs(part).max() for part in ltb_gradient(task, *form)) < 1e-3
+        values = np.linalg.eigvalsh(ltb_hessian(task, *form))
+        assert values[0] > -1e-3 * values[-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_trajectory_holds_the_weights_in_their_reduced_form(
+    kind: type[LinearSelfAttention],
+) -> None:
+    layers = [make(kind, 0), make(kind, 1)]
+    starts = [layer.reduced() for layer in layers]
+    trajectory = run(*layers, records=3)
+    for run_, layer in enumerate(layers):
+        for mark, form in ((0, starts[run_]), (-1, layer.reduced())):
+            *u, v, W = form
+            np.testing.assert_allclose(trajectory.u[run_, mark], u[0] if u else 0.0, rtol=1e-12)
+            np.testing.assert_allclose(trajectory.v[run_, mark], v, rtol=1e-12)
+            np.testing.assert_allclose(trajectory.W[run_, mark], W, rtol=1e-12)
+        if isinstance(layer, LinearTransformerBlock):
+            np.testing.assert_allclose(
+                trajectory.Gamma[run_, -1], layer.to_gd_beta()[1], rtol=1e-12
+            )
 
 
 def test_a_layer_that_reads_nothing_learns_without_a_division_by_zero() -> None:
@@ -128,6 +222,7 @@ def test_the_trajectory_begins_before_the_first_step_and_ends_after_the_last() -
     before = [risk_of(layer) for layer in layers]
     trajectory = run(*layers, steps=50, records=6)
     np.testing.assert_array_equal(trajectory.steps, [0, 10, 20, 30, 40, 50])
+    assert trajectory.steps.dtype == np.int64
     assert trajectory.risk.shape == (2, 6)
     np.testing.assert_allclose(trajectory.risk[:, 0], before, rtol=1e-12)
     after = [risk_of(layer) for layer in layers]
@@ -178,21 +273,43 @@ def test_layers_that_do_not_fit_are_refused(kind: type[LinearSelfAttention]) -> 
     with pytest.raises(ValueError, match=r"^layers: got kinds " + both):
         run(*(make(kind) for kind in KINDS))
     layer = make(kind)
-    with pytest.raises(ValueError, match=r"^layers: got 1 different ones in 2, expected"):
+    with pytest.raises(ValueError, match=r"^layers: got 2, 1 of them different, expected"):
         run(layer, layer)
 
 
 def test_every_run_needs_its_own_generator() -> None:
     shared = rng()
     for rngs, given in (
-        ([rng()], 1),
-        ([shared, shared], 1),
-        ([], 0),
-        ([rng(k) for k in range(3)], 3),
+        ([rng()], "1, 1 of them different"),
+        ([shared, shared], "2, 1 of them different"),
+        ([], "0, 0 of them different"),
+        ([rng(k) for k in range(3)], "3, 3 of them different"),
+        ([rng(), 1], "1"),
     ):
-        message = f"^rngs: got {given} generators, expected one of its own for each of the 2"
+        message = f"^rngs: got {given}, expected "
         with pytest.raises(ValueError, match=message):
             run(make(LinearSelfAttention, 0), make(LinearSelfAttention, 1), rngs=rngs)
+
+
+def test_descent_needs_a_task_for_each_layer() -> None:
+    layer = make(LinearTransformerBlock)
+    with pytest.raises(ValueError, match=r"^tasks: got 2, expected one for each of 1 layers"):
+        descend([layer], [TASK, TASK], steps=1, lr=0.1)
+    with pytest.raises(ValueError, match=r"^tasks: got 0, expected one for each of 0 layers"):
+        descend([], [], steps=1, lr=0.1)
+    with pytest.raises(ValueError, match=r"^layers: got one for d = 2, expected d = 3"):
+        descend([layer], [random_task(3, 4, rng())], steps=1, lr=0.1)
+    with pytest.raises(ValueError, match=r"^lr: got 0.0, expected a positive step size"):
+        descend([layer], [TASK], steps=1, lr=0.0)
+
+
+@pytest.mark.parametrize("lr", [np.array(3), torch.tensor(3), 3])
+def test_a_step_size_that_passes_the_check_is_the_one_used(lr: float) -> None:
+    first, second = make(LinearTransformerBlock), make(LinearTransformerBlock)
+    run(first, lr=lr, steps=1)
+    run(second, lr=3.0, steps=1)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(
