@@ -194,12 +194,12 @@ class Ledger(FromRuns):
 
     def derivation(self, chapter: str, label: str) -> nodes.paragraph:
         """Link to what derives a bound: a proposition, a section or an equation."""
-        equation = re.search(
-            rf"^\$\$ +\({label}\)$", read_page(self.env, PAGES + chapter), re.MULTILINE
-        )
+        page = read_page(self.env, PAGES + chapter)
+        written = rf"^\$\$ +\({label}\)$|\{{math\}}\n:label: +{label}$"
+        equation = re.search(written, page, re.MULTILINE)
         anchor = f"equation-{label}" if equation else nodes.make_id(label)
-        page = self.env.app.builder.get_relative_uri(self.env.docname, PAGES + chapter)
-        link = nodes.reference("", "where the bound comes from", refuri=f"{page}#{anchor}")
+        uri = self.env.app.builder.get_relative_uri(self.env.docname, PAGES + chapter)
+        link = nodes.reference("", "where the bound comes from", refuri=f"{uri}#{anchor}")
         return nodes.paragraph("", "", link)
 
     def verdict(self, claim: claims.Claim, verdict: str) -> list[nodes.Node]:
