@@ -17,7 +17,7 @@ from nbformat import v4
 
 from iclbook.claims import Checked
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXTENSIONS = ROOT / "book/_ext"
 
 CONF = f"""
