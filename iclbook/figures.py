@@ -33,6 +33,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.legend import Legend
 
+from iclbook import notebook
+
 PALETTE: Mapping[str, str] = {
     "blue": "#2a67b0",
     "vermillion": "#e0530f",
@@ -180,13 +182,11 @@ def show(fig: Figure, *, alt: str, caption: str) -> None:
     _demand_labels(fig)
     alt, caption = " ".join(alt.split()), " ".join(caption.split())
 
-    from IPython.display import display  # here, because the tests of the package need no notebook
-
     bundle = {
         "text/html": _markup(_draw(fig), alt, caption),
         "text/plain": f"Figure: {caption} [{alt}]",
     }
-    display(bundle, raw=True)
+    notebook.show(bundle)
     _close(fig)
 
 

@@ -5,14 +5,13 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-import IPython.display
 import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from iclbook import figures
+from iclbook import figures, notebook
 
 STYLE_SHEET = Path(__file__).parents[1] / "book/_static/icl.css"
 LIGHT_PAGE, DARK_PAGE = "#ffffff", "#121212"  # backgrounds of sphinx-book-theme
@@ -95,12 +94,7 @@ def site_colours(theme: str) -> dict[str, str]:
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     """Everything that `show` displays."""
     bundles: list[dict[str, str]] = []
-
-    def display(bundle: dict[str, str], *, raw: bool) -> None:
-        assert raw
-        bundles.append(bundle)
-
-    monkeypatch.setattr(IPython.display, "display", display)
+    monkeypatch.setattr(notebook, "show", bundles.append)
     return bundles
 
 
