@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.legend import Legend
 
-from iclbook import notebook
+from iclbook import notebook, plotted
 
 PALETTE: Mapping[str, str] = {
     "blue": "#2a67b0",
@@ -59,10 +59,10 @@ are equally dark, so the middle must be put at the centre: ``vmin=-a, vmax=a``."
 _LINES = ("-", "--", "-.", ":", (0, (5, 1.5, 1, 1.5, 1, 1.5)), (0, (8, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
-    "axes.prop_cycle": mpl.cycler(color=list(PALETTE.values()), linestyle=_LINES),
+    "axes.prop_cycle": mpl.rcsetup.cycler(color=list(PALETTE.values()), linestyle=_LINES),
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -77,7 +77,7 @@ _STYLE: dict[str, Any] = {
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same drawing everywhere
     "font.size": 10,
 }
-_SAVE: dict[str, Any] = {
+_SAVE: Any = {
     "svg.hashsalt": "iclbook",
     "svg.fonttype": "path",
     "path.simplify": True,
@@ -135,7 +135,12 @@ def _place(key: int | str) -> int:
 
 
 def subplots(
-    rows: int = 1, columns: int = 1, *, width: float = 5.2, height: float = 3.3, **options: object
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    width: float = 5.2,
+    height: float = 3.3,
+    **options: Any,  # noqa: ANN401 (matplotlib's)
 ) -> tuple[Figure, Any]:
     """Make a figure and its axes in the house style.
 
@@ -161,6 +166,8 @@ def subplots(
 def show(fig: Figure, *, alt: str, caption: str) -> None:
     """Show a figure in the page, with its caption, as SVG that fits light and dark pages.
 
+    Its text form has the caption, the alt text and what is plotted, in rounded numbers.
+
     Args:
         fig: From `subplots`. It is not changed, except for the frames of its legends and the
             interpolation of its images.
@@ -182,11 +189,13 @@ def show(fig: Figure, *, alt: str, caption: str) -> None:
     _demand_labels(fig)
     alt, caption = " ".join(alt.split()), " ".join(caption.split())
 
-    bundle = {
-        "text/html": _markup(_draw(fig), alt, caption),
-        "text/plain": f"Figure: {caption} [{alt}]",
-    }
-    notebook.show(bundle)
+    drawing = _draw(fig)  # which settles the limits
+    notebook.show(
+        {
+            "text/html": _markup(drawing, alt, caption),
+            "text/plain": f"Figure: {caption} [{alt}]\n{plotted.describe(fig)}",
+        }
+    )
     _close(fig)
 
 
@@ -289,14 +298,14 @@ def _with_own_ids(svg: str) -> str:
     for number, name in enumerate(names):
         names[name] = f"@{number}"
     svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{names[m[1]]}"' if m[1] in names else "", svg)
-    svg = re.sub(r'(url\(#|href="#)([^)"]+)', lambda m: m[1] + names[m[2]], svg)
+    svg = re.sub(r'(url\(#|href="#)([^)"]+)', lambda m: f"{m[1]}{names[m[2]]}", svg)
     prefix = "icl" + hashlib.sha256(svg.encode()).hexdigest()[:10] + "-"
     return re.sub(r'(?<=url\(#)@|(?<=href="#)@|(?<= id=")@', prefix, svg)
 
 
 def _markup(svg: str, alt: str, caption: str) -> str:
     """HTML of a figure: the drawing in a box of its own that scrolls, then the caption."""
-    least = int(re.search(r"min-width: (\d+)px", svg)[1])
+    least = int(re.findall(r"min-width: (\d+)px", svg)[0])
     wide = ' tabindex="0" role="group" aria-label="Wide figure, scrolls sideways"'
     drawing = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)
     return (

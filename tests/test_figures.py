@@ -184,7 +184,10 @@ def test_one_bundle_is_shown_and_it_has_the_words(
     (bundle,) = shown
     assert set(bundle) == {"text/html", "text/plain"}
     one_line = "At $d < 5$ & more, the risk is 0.25 at $x = 1$."
-    assert bundle["text/plain"] == f'Figure: {one_line} [Six "rising" lines]'
+    words, what, *plotted = bundle["text/plain"].splitlines()
+    assert words == f'Figure: {one_line} [Six "rising" lines]'
+    assert what.startswith('axes 1: x "time (steps)" -0.15 to 3.15; y "risk (dimensionless)" ')
+    assert sum(" line " in line for line in plotted) == len(figures.PALETTE)
     page = drawing(bundle)
     assert (page.tag, page.get("class")) == ("figure", "icl-figure")
     svg = page.find("div/svg")
