@@ -67,7 +67,7 @@ def gd_beta_estimate(beta: Array, Gamma: Array, X: Array, y: Array) -> Array:
     X, y = _prompts(X, y)
     d = X.shape[2]
     beta, Gamma = as_array("beta", beta, (d,)), as_array("Gamma", Gamma, (d, d))
-    gradient = np.einsum("nmd,nm->nd", X, X @ beta - y) / X.shape[1]
+    gradient: Array = np.einsum("nmd,nm->nd", X, X @ beta - y) / X.shape[1]
     return beta - gradient @ Gamma.T
 
 
@@ -97,7 +97,8 @@ def bayes_estimate(task: RegressionTask, X: Array, y: Array) -> Array:
     np.divide(1.0, values + task.sigma**2, out=shrink, where=values > 0)
     rhs = np.einsum("nmd,nm->nd", X @ root, y - X @ task.beta_star)
     coordinates = np.einsum("nji,nj->ni", vectors, rhs) * shrink
-    return task.beta_star + np.einsum("nij,nj->ni", vectors, coordinates) @ root
+    found: Array = np.einsum("nij,nj->ni", vectors, coordinates)  # over Psi^(1/2), (n, d)
+    return task.beta_star + found @ root
 
 
 def bayes_risk(task: RegressionTask, n: int, rng: np.random.Generator) -> Estimate:

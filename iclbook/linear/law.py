@@ -114,8 +114,8 @@ def short_slopes(
         u: (runs, d, 1).
         v: (runs, d+1, 1).
         W: (runs, d, d+1).
-        prompts: chi2 and normal (runs, n), own and query (runs, n, d), and the part of target that
-            is not shared, target - <beta_star, x>, (runs, n).
+        prompts: chi2 and normal (runs, 1, n), own and query (runs, d, n), and the part of target
+            that is not shared, target - <beta_star, x>, (runs, 1, n).
 
     Returns:
         Errors (runs,), and slopes with the shapes of u, v and W.
@@ -124,36 +124,32 @@ def short_slopes(
     """
     u, v, W = to_standard(std, u, v, W)
     chi2, normal, own, query, target = prompts
-    n, M, noise = own.shape[1], std.M[0], std.tau[0] - np.trace(std.Phi)
-    p, c = v[:, :-1], v[:, -1]  # w = (p + c own, c sigma): (runs, d, 1), (runs, 1)
-    Wx, wy = W[:, :, :-1], W[:, :, -1:]
-    a = query @ Wx  # k = (a + e own, e sigma): (runs, n, d)
-    e, start, ap = (query @ np.concatenate([wy, u, Wx @ p], axis=2)).transpose(2, 0, 1)  # (runs, n)
-    oo = np.einsum("rnd,rnd->rn", own, own) + noise  # <own, own> and the noise, (runs, n)
-    oa, aa = np.einsum("rnd,rnd->rn", own, a), np.einsum("rnd,rnd->rn", a, a)
-    op = (own @ p)[:, :, 0]
+    d, n, M = *own.shape[1:], std.M
+    p, c, Wx = v[:, :-1], v[:, -1:], W[:, :, :-1]  # (runs, d, 1), (runs, 1, 1), (runs, d, d)
+    # w = (p + c own, c sigma) and k = (a + e own, e sigma); all that follows is (runs, 1, n).
+    asked = np.concatenate([W, u, Wx @ p], axis=2).mT @ query  # (runs, d+3, n)
+    a, e, start, ap = asked[:, :d], asked[:, d : d + 1], asked[:, d + 1 : d + 2], asked[:, d + 2 :]
+    oo = (own * own).sum(axis=1, keepdims=True) + std.noise  # <own, own> + sigma^2
+    oa, aa = (own * a).sum(axis=1, keepdims=True), (a * a).sum(axis=1, keepdims=True)
+    op = p.mT @ own
     w_o, k_o = op + c * oo, oa + e * oo  # how w and k read a label
-    ww = (p * p).sum(axis=1) + c * (op + w_o)  # (runs, n)
-    wk = ap + e * op + c * k_o
-    kk = aa + e * (oa + k_o)
+    ww, wk, kk = p.mT @ p + c * (op + w_o), ap + e * op + c * k_o, aa + e * (oa + k_o)
     square = chi2 * (ww * kk - wk * wk)
     root = np.sqrt(np.maximum(square, _TINY))
     error = start + (chi2 * wk + root * normal) / M - target
     # Backwards, line by line; d_x is the slope of the mean squared error in x.
-    d_start = 2 / n * error  # (runs, n)
+    d_start = 2 / n * error
     pull = d_start * chi2 / M
-    d_root = np.where(
-        square > _TINY, pull * normal / (2 * root), 0.0
-    )  # through root, to square / chi2
-    d_ww, d_kk, d_wk = d_root * kk, d_root * ww, pull - 2 * d_root * wk
-    d_c = (2 * d_ww * w_o + d_wk * k_o).sum(axis=1)  # (runs,)
-    d_e = 2 * d_kk * k_o + d_wk * w_o
-    d_op, d_oa = 2 * c * d_ww + d_wk * e, 2 * e * d_kk + d_wk * c
-    d_a = d_oa[:, :, None] * own + 2 * d_kk[:, :, None] * a  # (runs, n, d)
-    back = query.mT @ np.stack([d_e, d_start, d_wk], axis=2)  # to wy, u and Wx p, (runs, d, 3)
-    d_p = (
-        2 * d_ww.sum(axis=1)[:, None, None] * p + own.mT @ d_op[:, :, None] + Wx.mT @ back[:, :, 2:]
-    )
-    d_W = np.concatenate([query.mT @ d_a + back[:, :, 2:] @ p.mT, back[:, :, :1]], axis=2)
-    d_v = np.concatenate([d_p, d_c[:, None, None]], axis=1)
-    return (error * error).mean(axis=1), from_standard(std, back[:, :, 1:2], d_v, d_W)
+    d_across = np.where(square > _TINY, pull * normal / (2 * root), 0.0)  # in ww kk - wk^2
+    d_ww, d_kk, d_wk = d_across * kk, d_across * ww, pull - 2 * d_across * wk
+    d_c = (2 * d_ww * w_o + d_wk * k_o).sum(axis=2, keepdims=True)  # (runs, 1, 1)
+    d_op, d_oa = 2 * c * d_ww + e * d_wk, 2 * e * d_kk + c * d_wk
+    a *= 2 * d_kk  # asked becomes its own slope
+    a += d_oa * own
+    e[:], start[:], ap[:] = 2 * d_kk * k_o + d_wk * w_o, d_start, d_wk
+    back = query @ asked.mT  # the slopes in W, u and Wx p, (runs, d, d+3)
+    d_W, d_u, d_Wp = back[:, :, : d + 1], back[:, :, d + 1 : d + 2], back[:, :, d + 2 :]
+    d_W[:, :, :d] += d_Wp @ p.mT
+    d_p = 2 * d_ww.sum(axis=2, keepdims=True) * p + own @ d_op.mT + Wx.mT @ d_Wp  # (runs, d, 1)
+    slopes = from_standard(std, d_u, np.concatenate([d_p, d_c], axis=1), d_W)
+    return (error * error).mean(axis=(1, 2)), slopes

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from iclbook.checks import Array, as_array, as_count
 
 
-def as_tensor(name: str, value: Tensor, shape: tuple[int | None, ...]) -> Tensor:
+def as_tensor(name: str, value: Tensor | ArrayLike, shape: tuple[int | None, ...]) -> Tensor:
     """`value` as a float64 tensor that carries its gradient on.
 
     Raises:
@@ -91,13 +91,14 @@ def reduced_predictions(
 
     Source: derived in this book, the section on what the two layers compute.
     """
-    E = token_matrix(X, y, x)  # (n, d+1, M+1)
-    d, M = E.shape[1] - 1, E.shape[2] - 1
+    X = as_tensor("X", X, (None, None, None))
+    n, M, d = X.shape
+    y, x = as_tensor("y", y, (n, M)), as_tensor("x", x, (n, d))
     u, v, W = as_tensor("u", u, (d,)), as_tensor("v", v, (d + 1,)), as_tensor("W", W, (d, d + 1))
-    Z, query = E[:, :, :M], E[:, :d, M]  # (n, d+1, M), (n, d)
-    read = v @ Z  # v at each example, (n, M)
-    Gv = (Z @ read[:, :, None])[:, :, 0] / M  # (n, d+1)
-    return ((u + Gv @ W.T) * query).sum(dim=1)  # (n,)
+    read = X @ v[:-1] + y * v[-1]  # v at each example, (n, M)
+    s = (read[:, None] @ X)[:, 0] / M  # (n, d)
+    r = (read * y).sum(dim=1, keepdim=True) / M  # (n, 1)
+    return ((u + s @ W[:, :-1].T + r * W[:, -1]) * x).sum(dim=1)  # (n,)
 
 
 def moment_matrix(X: ArrayLike, y: ArrayLike) -> Array:
@@ -114,7 +115,7 @@ def moment_matrix(X: ArrayLike, y: ArrayLike) -> Array:
     """
     X = as_array("X", X, (None, None, None))
     Z = np.concatenate([X, as_array("y", y, X.shape[:2])[:, :, None]], axis=2)  # (n, M, d+1)
-    return Z.mT @ Z / X.shape[1]
+    return np.asarray(Z.mT @ Z / X.shape[1])
 
 
 class LinearSelfAttention(nn.Module):

@@ -83,7 +83,7 @@ def second_moment(task: RegressionTask, P: Array, noise: float) -> Array:
     Source: derived in this book, by Isserlis' theorem.
     """
     HP = task.H @ P
-    return (task.M + 1) / task.M * HP @ task.H + (np.trace(HP) + noise) / task.M * task.H
+    return np.asarray((task.M + 1) * HP @ task.H + (np.trace(HP) + noise) * task.H) / task.M
 
 
 def gd_beta_minimum(task: RegressionTask) -> GDBetaMinimum:
@@ -98,7 +98,8 @@ def gd_beta_minimum(task: RegressionTask) -> GDBetaMinimum:
     phi, tau, M, d = task.phi, task.tau, task.M, task.d
     if tau == 0:
         return GDBetaMinimum(0.0, np.array(task.beta_star), np.zeros((d, d)))
-    Gamma = np.linalg.solve((M + 1) / M * task.Psi @ task.H + tau / M * np.eye(d), task.Psi)
+    noisy = (M + 1) / M * task.Psi @ task.H + tau / M * np.eye(d)
+    Gamma = np.asarray(np.linalg.solve(noisy, task.Psi), np.float64)
     excess = float(np.sum(phi * (phi + tau) / ((M + 1) * phi + tau)))
     return GDBetaMinimum(task.sigma**2 + excess, np.array(task.beta_star), Gamma)
 
@@ -204,8 +205,10 @@ class Standard(NamedTuple):
     """beta_star, (..., d, 1)."""
     Phi: Array
     """Covariance of R^T (beta - beta_star), (..., r, r)."""
+    noise: Array
+    """sigma^2, (..., 1, 1), as are the rest."""
     tau: Array
-    """tr Phi + sigma^2, (..., 1, 1), as are the rest."""
+    """tr Phi + sigma^2."""
     t2: Array
     """tr Phi^2."""
     M: Array
@@ -218,8 +221,8 @@ def standardise(task: RegressionTask, R: Array | None = None) -> Standard:
     T = np.block([[R, np.zeros((task.d, 1))], [beta.T @ R, one]])
     root = R.T @ task.root_Psi
     Phi = root @ root.T
-    tau = np.trace(Phi) + task.sigma**2
-    return Standard(R, T, beta, Phi, tau * one, np.sum(Phi * Phi) * one, task.M * one)
+    noise = task.sigma**2 * one
+    return Standard(R, T, beta, Phi, noise, np.trace(Phi) + noise, _dot(Phi, Phi), task.M * one)
 
 
 def to_standard(std: Standard, u: Array, v: Array, W: Array) -> Form:
@@ -266,7 +269,7 @@ def _factor(task: RegressionTask) -> Array:
     """
     vectors, sizes, _ = np.linalg.svd(task.root_H)
     rank = max(1, int(np.sum(sizes > 1e-8 * sizes[0])))
-    return vectors[:, :rank] * sizes[:rank]
+    return np.asarray(vectors[:, :rank] * sizes[:rank])
 
 
 def _moments(std: Standard, v: Array) -> tuple[Array, Array, Array]:
@@ -311,7 +314,7 @@ def _slope_in_v(std: Standard, v: Array, W: Array, bias: Array) -> Array:
 
 
 def _dot(A: Array, B: Array) -> Array:
-    return np.sum(A * B, axis=(-2, -1), keepdims=True)
+    return np.asarray(np.sum(A * B, axis=(-2, -1), keepdims=True))
 
 
 # --- minimisation over the direction of v ---------------------------------------------------------
@@ -400,5 +403,5 @@ def _solve_psd(K: Array, C: Array) -> Array:
     scaled = K / np.outer(size, size)
     root, failed = dpotrf(scaled, lower=True)
     if not failed and np.diag(root).min() > 3e-7:  # far from singular: no need of the spectrum
-        return dpotrs(root, (C / size).T, lower=True)[0].T / size
+        return np.asarray(dpotrs(root, (C / size).T, lower=True)[0].T / size)
     return (C / size) @ np.linalg.pinv(scaled, rcond=1e-13, hermitian=True) / size

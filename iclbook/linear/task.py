@@ -114,7 +114,8 @@ class RegressionTask:
 
         They are the label variances that the task's own part carries, direction by direction.
         """
-        return np.linalg.svd(self.root_H @ self.root_Psi, compute_uv=False)[::-1] ** 2
+        sizes: Array = np.square(np.linalg.svd(self.root_H @ self.root_Psi, compute_uv=False))
+        return sizes[::-1]
 
     @property
     def tau(self) -> float:
@@ -148,6 +149,6 @@ def symmetric_root(A: Array) -> Array:
     """
     values, vectors = np.linalg.eigh(A)
     dust = 4 * len(A) * np.finfo(np.float64).eps * values[-1]
-    root = (vectors * np.sqrt(np.where(values > dust, values, 0.0))) @ vectors.T
+    root: Array = (vectors * np.sqrt(np.where(values > dust, values, 0.0))) @ vectors.T
     root.flags.writeable = False
     return root

@@ -201,7 +201,7 @@ def _check_own(name: str, values: Sequence[object], runs: int) -> None:
 def _prompts(
     task: RegressionTask, steps: int, batch: int, rngs: Sequence[np.random.Generator]
 ) -> Iterator[tuple[Array, ...]]:
-    """What `short_slopes` needs at each step, (runs, batch, ...)."""
+    """What `short_slopes` needs at each step, (runs, 1 or d, batch)."""
     shared = task.root_H @ task.beta_star
 
     def draw(start: int) -> list[Array]:
@@ -211,7 +211,7 @@ def _prompts(
             p = sample_short(task, now * batch, rng)
             fields.append((p.chi2, p.normal, p.own, p.query, p.target - p.query @ shared))
         return [
-            np.stack([part.reshape(now, batch, *part.shape[1:]) for part in parts], axis=1)
+            np.stack([part.reshape(now, batch, -1).mT for part in parts], axis=1)
             for parts in zip(*fields, strict=True)
         ]
 

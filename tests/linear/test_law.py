@@ -143,7 +143,9 @@ def test_slopes_by_hand_are_autograds(d: int, M: int, signal: float) -> None:
     shared = task.root_H @ task.beta_star
     fields = [(p.chi2, p.normal, p.own, p.query, p.target - p.query @ shared) for p in drawn]
     u, v, W = (np.array([part.numpy() for part in parts]) for parts in zip(*forms, strict=True))
-    prompts = tuple(np.array(parts) for parts in zip(*fields, strict=True))
+    prompts = tuple(
+        np.array([part.reshape(50, -1).T for part in parts]) for parts in zip(*fields, strict=True)
+    )
     loss, slopes = short_slopes(standardise(task), u[:, :, None], v[:, :, None], W, prompts)
     for run, (form, p) in enumerate(zip(forms, drawn, strict=True)):
         leaves = [part.clone().requires_grad_() for part in form]
