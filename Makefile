@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LAB := $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json
 STAMP := $(VENV)/.installed
-WORKSHOP := $(BIN)/python tests/chapters.py
+TOOLS := $(BIN)/python -m tools
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help book test refs serve lab clean
@@ -22,30 +22,32 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 
 book: $(STAMP) ## run the chapters that changed, build the site, print its address
-	$(WORKSHOP) run
-	$(WORKSHOP) site
+	$(TOOLS) book
 
 # One thread for each of the two workers: more would wait for each other.
 test: export OMP_NUM_THREADS := 1
 test: export OPENBLAS_NUM_THREADS := 1
 test: export MKL_NUM_THREADS := 1
 test: $(STAMP) ## everything that is checked, in the order of what is quick to tell
-	@echo "== 1/6 ruff"
+	@echo "== 1/7 ruff"
 	$(BIN)/ruff check
-	@echo "== 2/6 chapters, contents and references agree"
-	$(WORKSHOP) check
-	@echo "== 3/6 unit tests"
+	$(BIN)/ruff format --check
+	@echo "== 2/7 types"
+	$(BIN)/mypy
+	@echo "== 3/7 pages, contents, references and the ledger agree"
+	$(TOOLS) check
+	@echo "== 4/7 unit tests"
 	$(PYTEST) -n 2 --durations 5 --ignore tests/reference --ignore tests/site
-	@echo "== 4/6 nbval: every chapter against its reference"
-	$(WORKSHOP) nbval
-	$(WORKSHOP) budget
-	@echo "== 5/6 the site, from what nbval ran"
-	$(WORKSHOP) site
-	@echo "== 6/6 the site in a browser"
+	@echo "== 5/7 nbval: every chapter against its reference"
+	$(TOOLS) nbval
+	$(TOOLS) budget
+	@echo "== 6/7 the site, from what nbval ran"
+	$(TOOLS) site
+	@echo "== 7/7 the site in a browser"
 	$(PYTEST) tests/site
 
 refs: $(STAMP) ## write the references anew (one: make refs CHAPTER=linear/prompts)
-	$(WORKSHOP) refs $(CHAPTER)
+	$(TOOLS) refs $(CHAPTER)
 
 serve: $(STAMP) ## show the built site over http (PORT=8000)
 	@test -f _build/html/index.html || { echo "There is no site yet: make book" >&2; exit 1; }
@@ -57,4 +59,4 @@ lab: $(STAMP) ## open the chapters as notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir book
 
 clean: ## remove what was built and stored, keep the environment
-	rm -rf _build .pytest_cache .ruff_cache
+	rm -rf _build .pytest_cache .ruff_cache .mypy_cache
