@@ -44,9 +44,9 @@ def at_once() -> None:
 
 def neighbour_at_once() -> None:
     """1-NN on all prompts in one array."""
-    x, query = PROMPTS.tokens[..., :56], PROMPTS.query[:, None, :56]
+    x, query = PROMPTS.x[:, :-1], PROMPTS.x[:, -1:]
     near = np.square(x - query).sum(axis=2).argmin(axis=1)
-    np.take_along_axis(PROMPTS.indices.context_label, near[:, None], axis=1)
+    np.take_along_axis(PROMPTS.context_label, near[:, None], axis=1)
 
 
 def microseconds(way: Callable[[], object]) -> float:

@@ -16,19 +16,12 @@ import torch
 from report import arguments, machine, publish
 from torch import Tensor, nn
 
-from iclbook.nonlinear import (
-    OneLayerTransformer,
-    hinge_loss,
-    orthogonal_patterns,
-    sample_prompts,
-    train,
-    training_tasks,
-)
+from iclbook.nonlinear import OneLayerTransformer, draw_world, hinge_loss, sample_prompts, train
 
-M1, M2, DX, DY, NEURONS, L, BATCH, ALPHA, LR = 6, 24, 56, 8, 200, 20, 256, 0.8, 0.5
+DX, DY, NEURONS, L, BATCH, ALPHA, LR = 56, 8, 200, 20, 256, 0.8, 0.5
 RUNS = 16
-PATTERNS = orthogonal_patterns(M1, M2, DX, DY, 1.0, np.random.default_rng(0))
-TASKS, UNSEEN = training_tasks(M1, np.random.default_rng(0))
+WORLD = draw_world(np.random.default_rng(0), dX=DX, dY=DY)
+ONE = sample_prompts(WORLD.patterns, WORLD.held_out, 1, L, ALPHA, np.random.default_rng(0))
 
 
 class EncoderLayer(nn.Module):
@@ -57,19 +50,19 @@ def by_autograd(module: nn.Module, steps: int) -> None:
     rng = np.random.default_rng(1)
     optimiser = torch.optim.SGD(module.parameters(), lr=LR if module is not ENCODER else 0.01)
     for _ in range(steps):
-        P = sample_prompts(PATTERNS, TASKS, BATCH, L, ALPHA, rng)
+        P = sample_prompts(WORLD.patterns, WORLD.trained, BATCH, L, ALPHA, rng)
         tokens, query = (torch.tensor(x, dtype=torch.float32) for x in (P.tokens, P.query))
         optimiser.zero_grad()
         hinge_loss(module(tokens, query), P.label).backward()
         optimiser.step()
 
 
-def by_train(models: list[OneLayerTransformer], steps: int, *, shared: bool = False) -> None:
+def by_train(models: list[OneLayerTransformer], steps: int) -> None:
     """The trainer of this package."""
-    rngs = [np.random.default_rng(seed) for seed in range(1 if shared else len(models))]
+    rngs = [np.random.default_rng(seed) for seed in range(len(models))]
     train(
-        models, PATTERNS, TASKS, steps=steps, batch=BATCH, l=L, alpha=ALPHA, lr=LR, rngs=rngs,
-        eval_tasks=UNSEEN, eval_n=1, records=2,
+        models, WORLD, steps=steps, batch=BATCH, l=L, alpha=ALPHA, lr=LR, rngs=rngs,
+        evaluation=[ONE] * len(models), records=2,
     )  # fmt: skip
 
 
@@ -98,9 +91,6 @@ def contenders(start: list[OneLayerTransformer], steps: int) -> dict[str, Callab
         "train, 1 run": lambda: measured(by_train, 1, steps),
         f"train, {RUNS} runs one by one": lambda: measured(one_by_one, RUNS, few),
         f"train, {RUNS} runs": lambda: measured(by_train, RUNS, few),
-        f"train, {RUNS} runs, shared prompts": lambda: measured(
-            lambda m, n: by_train(m, n, shared=True), RUNS, few
-        ),
     }
 
 

@@ -115,7 +115,7 @@ def as_count(name: str, value: int, least: int = 1) -> int:
     return count
 
 
-def as_generator(name: str, value: np.random.Generator) -> np.random.Generator:
+def as_generator(name: str, value: np.random.Generator | None) -> np.random.Generator:
     """A NumPy generator, the same object.
 
     Raises:

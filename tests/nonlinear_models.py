@@ -1,16 +1,11 @@
-"""A small model and prompts for the tests of iclbook.nonlinear."""
+"""A small world, model and prompts for the tests of iclbook.nonlinear."""
+
+from typing import Any
 
 import numpy as np
 import torch
 
-from iclbook.nonlinear import (
-    OneLayerTransformer,
-    Patterns,
-    Prompts,
-    all_tasks,
-    orthogonal_patterns,
-    sample_prompts,
-)
+from iclbook.nonlinear import OneLayerTransformer, Prompts, all_tasks, draw_world, sample_prompts
 
 M1, M2, DX, DY, NEURONS = 4, 5, 11, 3, 10
 
@@ -19,7 +14,8 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-PATTERNS = orthogonal_patterns(M1, M2, DX, DY, 1.5, rng(9))
+WORLD = draw_world(rng(9), M1=M1, M2=M2, dX=DX, dY=DY, beta=1.5)
+PATTERNS = WORLD.patterns
 
 
 def make(seed: int = 0, dtype: torch.dtype = torch.float64) -> OneLayerTransformer:
@@ -33,5 +29,8 @@ def make(seed: int = 0, dtype: torch.dtype = torch.float64) -> OneLayerTransform
     return model
 
 
-def prompts(n: int = 40, l: int = 6, patterns: Patterns = PATTERNS) -> Prompts:
-    return sample_prompts(patterns, all_tasks(M1), n, l, 0.7, rng(1))
+def prompts(n: int = 40, l: int = 6, **changes: Any) -> Prompts:  # noqa: ANN401
+    options: dict[str, Any] = {
+        "patterns": PATTERNS, "tasks": all_tasks(M1), "alpha": 0.7, "rng": rng(1), **changes
+    }  # fmt: skip
+    return sample_prompts(n=n, l=l, **options)

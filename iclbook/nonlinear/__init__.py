@@ -3,49 +3,26 @@
 `iclbook.nonlinear.classical` is imported by its own name, since scikit-learn takes a while to load.
 """
 
-from iclbook.nonlinear.mechanism import Growth, Neurons, growth, neurons
-from iclbook.nonlinear.model import OneLayerTransformer, hinge_loss
-from iclbook.nonlinear.prompts import (
-    Patterns,
-    PromptIndices,
-    Prompts,
-    all_tasks,
-    build_prompts,
-    check_coverage,
-    coefficients_with_sum,
-    orthogonal_patterns,
-    out_of_domain,
-    sample_indices,
-    sample_prompts,
-    training_tasks,
-)
-from iclbook.nonlinear.pruning import neuron_norms, prune, shrink
-from iclbook.nonlinear.training import Evaluation, History, evaluate, train
-
-__all__ = [
-    "Evaluation",
-    "Growth",
-    "History",
-    "Neurons",
-    "OneLayerTransformer",
-    "Patterns",
-    "PromptIndices",
-    "Prompts",
-    "all_tasks",
-    "build_prompts",
-    "check_coverage",
-    "coefficients_with_sum",
-    "evaluate",
-    "growth",
-    "hinge_loss",
-    "neuron_norms",
-    "neurons",
-    "orthogonal_patterns",
-    "out_of_domain",
-    "prune",
-    "sample_indices",
-    "sample_prompts",
-    "shrink",
-    "train",
-    "training_tasks",
-]
+from iclbook.nonlinear.mechanism import growth as growth
+from iclbook.nonlinear.mechanism import neuron_rows as neuron_rows
+from iclbook.nonlinear.mechanism import neurons as neurons
+from iclbook.nonlinear.mechanism import scores as scores
+from iclbook.nonlinear.model import OneLayerTransformer as OneLayerTransformer
+from iclbook.nonlinear.model import hinge_loss as hinge_loss
+from iclbook.nonlinear.patterns import Patterns as Patterns
+from iclbook.nonlinear.patterns import World as World
+from iclbook.nonlinear.patterns import all_tasks as all_tasks
+from iclbook.nonlinear.patterns import circle_tasks as circle_tasks
+from iclbook.nonlinear.patterns import coefficients_with_sum as coefficients_with_sum
+from iclbook.nonlinear.patterns import draw_world as draw_world
+from iclbook.nonlinear.patterns import orthogonal_patterns as orthogonal_patterns
+from iclbook.nonlinear.patterns import out_of_domain as out_of_domain
+from iclbook.nonlinear.prompts import Prompts as Prompts
+from iclbook.nonlinear.prompts import least_error as least_error
+from iclbook.nonlinear.prompts import sample_prompts as sample_prompts
+from iclbook.nonlinear.pruning import neuron_norms as neuron_norms
+from iclbook.nonlinear.pruning import prune as prune
+from iclbook.nonlinear.pruning import shrink as shrink
+from iclbook.nonlinear.training import Trajectory as Trajectory
+from iclbook.nonlinear.training import evaluate as evaluate
+from iclbook.nonlinear.training import train as train

@@ -31,29 +31,19 @@ def classical_predictions(prompts: Prompts, learner: Learner) -> NDArray[np.int8
     """
     if learner not in LEARNERS:
         raise ValueError(f"learner: got {learner!r}, expected one of {LEARNERS}")
-    x, labels = prompts.tokens[..., : prompts.dX], prompts.indices.context_label
-    query = prompts.query[:, None, : prompts.dX]
+    x, labels = prompts.x, prompts.context_label
     answers = labels[:, 0].copy()
     # The checks of arguments take longer than the fit of so few points.
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
         for n in np.flatnonzero((labels != labels[:, :1]).any(axis=1)):
-            fitted = _make(learner, labels.shape[1]).fit(x[n], labels[n])
-            answers[n] = fitted.predict(query[n])[0]
+            fitted = _make(learner, labels.shape[1]).fit(x[n, :-1], labels[n])
+            answers[n] = fitted.predict(x[n, -1:])[0]
     return answers
 
 
-def classical_error(prompts: Prompts, learner: Learner) -> float:
-    """Fraction of the queries that a classical learner gets wrong; as `classical_predictions`."""
-    return float((classical_predictions(prompts, learner) != prompts.label).mean())
-
-
 def _make(learner: Learner, l: int) -> ClassifierMixin:
-    match learner:
-        case "logistic":
-            return LogisticRegression()
-        case "linear SVM":
-            return SVC(kernel="linear")
-        case "Gaussian SVM":
-            return SVC(kernel="rbf")
-        case _:
-            return KNeighborsClassifier(min(int(learner[0]), l), algorithm="brute")
+    if learner.endswith("NN"):
+        return KNeighborsClassifier(min(int(learner[0]), l), algorithm="brute")
+    if learner == "logistic":
+        return LogisticRegression()
+    return SVC(kernel="linear" if learner == "linear SVM" else "rbf")

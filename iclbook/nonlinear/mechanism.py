@@ -1,13 +1,15 @@
-"""What a trained model does inside: its keys and queries, its neurons (nonlinear/mechanism)."""
+"""What a trained model does inside: its scores, keys and queries, neurons (nonlinear/mechanism)."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from iclbook.checks import Array
 from iclbook.nonlinear.model import OneLayerTransformer
-from iclbook.nonlinear.prompts import Patterns, PromptIndices, build_prompts
+from iclbook.nonlinear.patterns import Patterns
+from iclbook.nonlinear.prompts import Prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,26 +38,36 @@ class Neurons:
     """Norm of the last dY coordinates, (m,)."""
     label_angle: Array
     """Their angle to q, (m,)."""
-    positive: np.ndarray
+    positive: NDArray[np.bool_]
     """Whether a_i > 0, (m,)."""
 
 
-def growth(model: OneLayerTransformer, patterns: Patterns, indices: PromptIndices) -> Growth:
+def scores(model: OneLayerTransformer, patterns: Patterns) -> Array:
+    """Score of a query with pattern j on a context with pattern k, (M1, M1) at [j, k]."""
+    tokens = patterns.basis[: patterns.M1]  # (mu; 0), (M1, d)
+    return (tokens @ _numpy(model.W_Q).T) @ (tokens @ _numpy(model.W_K).T).T
+
+
+def neuron_rows(model: OneLayerTransformer) -> Array:
+    """The rows of W_O W_V, (m, dX + dY): neuron r is ReLU(<row r, pooled token>)."""
+    return _numpy(model.W_O) @ _numpy(model.W_V)
+
+
+def growth(model: OneLayerTransformer, prompts: Prompts) -> Growth:
     """How far queries and keys have grown along the relevant patterns.
 
     Source: paper B, Proposition 4.1 and Figure 2 (A).
     """
-    prompts = build_prompts(patterns, indices)
-    unit = np.zeros((patterns.M1, patterns.dX + patterns.dY))
-    unit[:, : patterns.dX] = patterns.mu / patterns.beta
-    query = prompts.query @ _numpy(model.W_Q).T
-    key = prompts.tokens @ _numpy(model.W_K).T
-    along = unit[indices.pattern]
+    patterns = prompts.patterns
+    unit = patterns.basis[: patterns.M1] / patterns.beta  # (M1, d)
+    along = unit[prompts.pattern]  # (n, l + 1, d)
+    query = prompts.query @ _numpy(model.W_Q).T  # (n, d)
+    key = prompts.tokens @ _numpy(model.W_K).T  # (n, l, d)
     return Growth(
-        query=float(np.linalg.norm(query, axis=-1).mean()),
-        query_along=float((query * along[:, -1]).sum(axis=-1).mean()),
-        key=float(np.linalg.norm(key, axis=-1).mean()),
-        key_along=float((key * along[:, :-1]).sum(axis=-1).mean()),
+        float(np.linalg.norm(query, axis=-1).mean()),
+        float((query * along[:, -1]).sum(axis=-1).mean()),
+        float(np.linalg.norm(key, axis=-1).mean()),
+        float((key * along[:, :-1]).sum(axis=-1).mean()),
     )
 
 
@@ -64,17 +76,10 @@ def neurons(model: OneLayerTransformer, patterns: Patterns) -> Neurons:
 
     Source: paper B, the mechanism; Figure 2 (C) and (D).
     """
-    rows = _numpy(model.W_O) @ _numpy(model.W_V)
-    feature, label = rows[:, : patterns.dX], rows[:, patterns.dX :]
-    feature_norm, feature_angle = _polar(feature, patterns.mu.mean(axis=0))
-    label_norm, label_angle = _polar(label, patterns.q)
-    return Neurons(
-        feature_norm=feature_norm,
-        feature_angle=feature_angle,
-        label_norm=label_norm,
-        label_angle=label_angle,
-        positive=_numpy(model.a) > 0,
-    )
+    rows = neuron_rows(model)
+    feature = _polar(rows[:, : patterns.dX], patterns.mu.mean(axis=0))
+    label = _polar(rows[:, patterns.dX :], patterns.q)
+    return Neurons(*feature, *label, _numpy(model.a) > 0)
 
 
 def _polar(rows: Array, axis: Array) -> tuple[Array, Array]:

@@ -32,7 +32,7 @@ class OneLayerTransformer(nn.Module):
 
     Raises:
         ValueError: a count below 1, delta not positive, xi negative, or in the forward pass tokens
-            that do not fit.
+            that do not fit or are not finite.
 
     Source: paper B, the learning model and its initialisation.
     """
@@ -51,51 +51,64 @@ class OneLayerTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.dX, self.dY, self.m = as_count("dX", dX), as_count("dY", dY), as_count("m", m)
-        as_positive("delta", delta)
+        delta, xi = as_positive("delta", delta), as_number("xi", xi, least=0.0)
         d = self.dX + self.dY
         inputs = torch.arange(d) < self.dX
-        self.W_Q = nn.Parameter(delta * torch.diag(inputs).to(dtype))
-        self.W_K = nn.Parameter(delta * torch.diag(inputs).to(dtype))
-        self.W_V = nn.Parameter(delta * torch.eye(d, dtype=dtype))
+        self.W_Q = nn.Parameter(delta * torch.diag(inputs).to(dtype))  # (d, d)
+        self.W_K = nn.Parameter(delta * torch.diag(inputs).to(dtype))  # (d, d)
+        self.W_V = nn.Parameter(delta * torch.eye(d, dtype=dtype))  # (d, d)
         # Drawn in float64 whatever the dtype, so that both start from the same weights.
         draw = torch.randn(self.m, d, generator=generator, dtype=torch.float64)
-        self.W_O = nn.Parameter((as_number("xi", xi, least=0.0) * draw).to(dtype))
+        self.W_O = nn.Parameter((xi * draw).to(dtype))  # (m, d)
         signs = torch.where(torch.arange(self.m) < (self.m + 1) // 2, 1.0, -1.0)
-        self.register_buffer("a", signs.to(dtype) / self.m**0.5)
+        self.register_buffer("a", signs.to(dtype) / self.m**0.5)  # (m,)
 
     def attention(self, tokens: Tokens, query: Tokens) -> Tensor:
         """Attention of each query on its contexts, (n, l), rows summing to 1.
 
         Args:
-            tokens: contexts, (n, l, dX + dY), a tensor or an array of any float dtype.
+            tokens: contexts, (n, l, dX + dY), a tensor or an array of any float dtype, finite.
             query: queries, (n, dX + dY).
         """
         tokens, query = self._checked(tokens, query)
         keys = tokens @ self.W_K.T  # (n, l, d)
         asked = query @ self.W_Q.T  # (n, d)
-        return torch.softmax((keys @ asked[:, :, None])[:, :, 0], dim=1)
+        scores = (keys @ asked[:, :, None])[:, :, 0]  # (n, l, d) @ (n, d, 1) -> (n, l)
+        return torch.softmax(scores, dim=1)  # (n, l)
 
     def forward(self, tokens: Tokens, query: Tokens) -> Tensor:
         """F(P) of each prompt, (n,); its sign is the predicted label. Arguments as `attention`."""
-        tokens, query = self._checked(tokens, query)
-        values = tokens @ self.W_V.T  # (n, l, d)
-        pooled = (self.attention(tokens, query)[:, None, :] @ values)[:, 0]  # (n, d)
-        return torch.relu(pooled @ self.W_O.T) @ self.a
+        attention = self.attention(tokens, query)  # (n, l)
+        values = torch.as_tensor(tokens, dtype=self.a.dtype) @ self.W_V.T  # (n, l, d)
+        pooled = (attention[:, None, :] @ values)[:, 0]  # (n, 1, l) @ (n, l, d) -> (n, d)
+        hidden = torch.relu(pooled @ self.W_O.T)  # (n, d) @ (d, m) -> (n, m)
+        return hidden @ self.a  # (n,)
 
     def _checked(self, tokens: Tokens, query: Tokens) -> tuple[Tensor, Tensor]:
         tokens = torch.as_tensor(tokens, dtype=self.a.dtype)
         query = torch.as_tensor(query, dtype=self.a.dtype)
-        d = self.dX + self.dY
-        if tokens.ndim != 3 or tokens.shape[1] < 1 or tokens.shape[2] != d:
-            raise ValueError(f"tokens: got shape {tuple(tokens.shape)}, expected (n, l, {d})")
-        if query.shape != (len(tokens), d):
+        n, l, d = (*tokens.shape, 0, 0, 0)[:3]
+        if tokens.ndim != 3 or not l or d != self.dX + self.dY or query.shape != (n, d):
             raise ValueError(
-                f"query: got shape {tuple(query.shape)}, expected ({len(tokens)}, {d})"
+                f"tokens, query: got shapes {tuple(tokens.shape)} and {tuple(query.shape)}, "
+                f"expected (n, l, {self.dX + self.dY}) and (n, {self.dX + self.dY})"
             )
+        if not (torch.isfinite(tokens).all() and torch.isfinite(query).all()):
+            raise ValueError("tokens, query: got NaN or infinity, expected finite numbers")
         return tokens, query
 
 
 def hinge_loss(output: Tensor, label: Tokens) -> Tensor:
-    """Mean over prompts of max(0, 1 - z F(P)); `output` (n,), `label` (n,) of +1 and -1."""
+    """Mean over prompts of max(0, 1 - z F(P)).
+
+    Args:
+        output: F(P), (n,).
+        label: z, (n,), +1 or -1 each.
+
+    Raises:
+        ValueError: labels of another shape, or with other values.
+    """
     label = torch.as_tensor(label, dtype=output.dtype)
+    if label.shape != output.shape or (label.abs() != 1).any():
+        raise ValueError(f"label: got {label}, expected +1 or -1 of shape {tuple(output.shape)}")
     return torch.relu(1 - label * output).mean()

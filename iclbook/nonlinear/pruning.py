@@ -6,15 +6,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from iclbook.checks import Array, as_number
+from iclbook.checks import Array, as_generator, as_number
 from iclbook.nonlinear.model import OneLayerTransformer
-
-_ORDERS = ("magnitude", "random", "largest")
 
 
 def neuron_norms(model: OneLayerTransformer) -> Array:
     """Norms of the rows of W_O, (m,)."""
-    return model.W_O.detach().double().norm(dim=1).numpy()
+    return np.asarray(model.W_O.detach().double().norm(dim=1))
 
 
 def prune(
@@ -36,20 +34,19 @@ def prune(
 
     Source: paper B, Theorem 3.7.
     """
-    if not 0 <= as_number("rate", rate) <= 1:
+    rate = as_number("rate", rate)
+    if not 0 <= rate <= 1:
         raise ValueError(f"rate: got {rate}, expected a fraction in [0, 1]")
-    if by not in _ORDERS:
-        raise ValueError(f"by: got {by!r}, expected one of {_ORDERS}")
     if by == "random":
-        if rng is None:
-            raise ValueError("rng: got none, expected a generator to draw the random rows")
-        order = rng.permutation(model.m)
+        order = as_generator("rng", rng).permutation(model.m)
+    elif by in {"magnitude", "largest"}:
+        norms = neuron_norms(model)
+        order = np.argsort(norms if by == "magnitude" else -norms, kind="stable")
     else:
-        order = np.argsort(neuron_norms(model), kind="stable")
-        order = order if by == "magnitude" else order[::-1]
+        raise ValueError(f"by: got {by!r}, expected 'magnitude', 'random' or 'largest'")
     pruned = copy.deepcopy(model)
     with torch.no_grad():
-        pruned.W_O[order[: round(rate * model.m)].copy()] = 0.0
+        pruned.W_O[order[: round(rate * model.m)]] = 0.0
     return pruned
 
 

@@ -7,12 +7,7 @@ from nonlinear_models import DX, DY, NEURONS, PATTERNS, make, prompts, rng
 from scipy.stats import ortho_group
 from torch.nn.functional import scaled_dot_product_attention
 
-from iclbook.nonlinear import (
-    OneLayerTransformer,
-    Patterns,
-    evaluate,
-    hinge_loss,
-)
+from iclbook.nonlinear import OneLayerTransformer, Patterns, evaluate, hinge_loss
 
 
 def numpy_forward(model: OneLayerTransformer, tokens: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -106,7 +101,7 @@ def test_wrong_shapes_and_sizes_are_refused() -> None:
         (P.tokens[:, :0], P.query),
         (P.tokens, P.query[1:]),
     ]:
-        with pytest.raises(ValueError, match=r"(tokens|query): got shape"):
+        with pytest.raises(ValueError, match="tokens, query: got shapes"):
             model(tokens, query)
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(ValueError, match="delta: got 0"):
@@ -117,12 +112,38 @@ def test_wrong_shapes_and_sizes_are_refused() -> None:
         OneLayerTransformer(DX, DY, 2, generator, xi=-1.0)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_inputs_that_are_not_finite_are_refused(bad: float) -> None:
+    model, P = make(), prompts()
+    for name in ("tokens", "query"):
+        given = {"tokens": P.tokens.copy(), "query": P.query.copy()}
+        given[name].flat[7] = bad
+        for use in (model, model.attention):
+            with pytest.raises(ValueError, match="got NaN or infinity"):
+                use(**given)
+
+
+@pytest.mark.parametrize("label", [[1.0, np.nan], [1, 0], [1, 2], [1], [[1, -1]]])
+def test_labels_that_are_not_plus_or_minus_one_are_refused(label: list) -> None:
+    with pytest.raises(ValueError, match=r"label: got .*expected \+1 or -1 of shape \(2,\)"):
+        hinge_loss(torch.tensor([0.5, 0.5]), np.array(label))
+
+
+def test_numbers_may_come_as_arrays_and_tensors_without_dimensions() -> None:
+    one = OneLayerTransformer(
+        np.array(DX), torch.tensor(DY), 2, torch.Generator().manual_seed(0), delta=np.array(1)
+    )
+    two = OneLayerTransformer(DX, DY, 2, torch.Generator().manual_seed(0), delta=1.0)
+    torch.testing.assert_close(one.state_dict(), two.state_dict())
+
+
 def test_evaluate_is_the_model_on_the_tokens() -> None:
     model, P = make(), prompts()
-    found = evaluate(model, PATTERNS, P.indices)
+    found = evaluate(model, P)
     output = model(P.tokens, P.query).detach()
     attention = model.attention(P.tokens, P.query).detach().numpy()
     np.testing.assert_allclose(found.output, output, atol=1e-12)
+    np.testing.assert_allclose(found.margin, output.numpy() * P.label, atol=1e-12)
     np.testing.assert_allclose(found.attention, attention, atol=1e-12)
     assert found.loss == pytest.approx(hinge_loss(output, P.label).item())
     assert found.error == pytest.approx((np.sign(output.numpy()) != P.label).mean())

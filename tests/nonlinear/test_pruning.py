@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from nonlinear_models import DX, DY, NEURONS, PATTERNS, make, prompts, rng
+from nonlinear_models import DX, DY, NEURONS, make, prompts, rng
 
 from iclbook.nonlinear import evaluate, neuron_norms, prune, shrink
 
@@ -43,7 +43,7 @@ def test_a_shrunk_model_is_smaller_and_says_the_same(rate: float) -> None:
     assert small.m == len(small.a) == len(small.W_O)
     torch.testing.assert_close(small(P.tokens, P.query), pruned(P.tokens, P.query))
     np.testing.assert_allclose(
-        evaluate(small, PATTERNS, P.indices).output, small(P.tokens, P.query).detach(), atol=1e-12
+        evaluate(small, P).output, small(P.tokens, P.query).detach(), atol=1e-12
     )
 
 
@@ -53,5 +53,11 @@ def test_pruning_refuses_what_it_cannot_do() -> None:
             prune(make(), rate)
     with pytest.raises(ValueError, match="by: got 'size'"):
         prune(make(), 0.1, "size")
-    with pytest.raises(ValueError, match="rng: got none"):
+    with pytest.raises(ValueError, match="rng: got None"):
         prune(make(), 0.1, "random")
+
+
+def test_a_rate_may_come_as_an_array_or_a_tensor() -> None:
+    expected = prune(make(), 0.5).W_O
+    for rate in (np.array(0.5), torch.tensor(0.5, dtype=torch.float64)):
+        torch.testing.assert_close(prune(make(), rate).W_O, expected)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,30 +10,34 @@ import pytest
 import torch
 
 from iclbook.nonlinear import (
-    History,
     OneLayerTransformer,
     Patterns,
+    Prompts,
+    Trajectory,
+    World,
     all_tasks,
-    build_prompts,
+    draw_world,
     evaluate,
     hinge_loss,
-    orthogonal_patterns,
-    sample_indices,
+    out_of_domain,
+    sample_prompts,
     train,
-    training_tasks,
 )
 from iclbook.nonlinear import training as inside
 
 M1, M2, DX, DY = 5, 4, 10, 3
-TRAINED, UNSEEN = training_tasks(M1, np.random.default_rng(0))
 
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def patterns(beta: float = 1.2, seed: int = 9) -> Patterns:
-    return orthogonal_patterns(M1, M2, DX, DY, beta, rng(seed))
+def world(beta: float = 1.2, seed: int = 9, distances: tuple[int, ...] = (1, 3)) -> World:
+    return draw_world(rng(seed), M1=M1, M2=M2, dX=DX, dY=DY, beta=beta, distances=distances)
+
+
+def unseen(given: World, n: int = 50, seed: int = 77, l: int = 7) -> Prompts:
+    return sample_prompts(given.patterns, given.held_out, n, l, 0.8, rng(seed))
 
 
 def make(seed: int = 0, spread: float = 0.2, m: int = 12, **options: Any) -> OneLayerTransformer:  # noqa: ANN401
@@ -46,11 +51,13 @@ def make(seed: int = 0, spread: float = 0.2, m: int = 12, **options: Any) -> One
     return model
 
 
-def run(*models: OneLayerTransformer, seeds: tuple[int, ...] = (), **changes: Any) -> History:  # noqa: ANN401
+def run(*models: OneLayerTransformer, seeds: tuple[int, ...] = (), **changes: Any) -> Trajectory:  # noqa: ANN401
     """A short run; prompts are drawn from `seeds`, or from 0, 1, ..., one for each model."""
+    worlds = changes.get("worlds", world())
+    each = [worlds] * len(models) if isinstance(worlds, World) else worlds
     options: dict[str, Any] = {
-        "patterns": patterns(), "tasks": TRAINED, "eval_tasks": UNSEEN, "steps": 20, "batch": 16,
-        "l": 7, "alpha": 0.8, "lr": 0.3, "eval_n": 50, "records": 3,
+        "worlds": worlds, "evaluation": [unseen(given) for given in each], "steps": 20,
+        "batch": 16, "l": 7, "alpha": 0.8, "lr": 0.3, "records": 3,
         "rngs": [rng(seed) for seed in seeds or range(len(models))],
     }  # fmt: skip
     return train(models, **{**options, **changes})
@@ -69,24 +76,17 @@ def assert_same(first: OneLayerTransformer, second: OneLayerTransformer, atol: f
 def test_a_step_is_plain_sgd_on_the_hinge_loss_of_the_readable_model(before: int) -> None:
     """From the start, and after training, when most prompts have loss 0 and are left out."""
     fast = [make(0), make(1)]
-    given = [patterns(1.2), patterns(0.8, 3)]
+    given = [world(1.2), world(0.8, 3, (1, 2))]
     if before:
-        run(*fast, patterns=given, steps=before, seeds=(2, 3))
+        run(*fast, worlds=given, steps=before, seeds=(2, 3))
     slow, start = copy.deepcopy(fast), copy.deepcopy(fast)
-    settings = {
-        "alpha": [0.9, 0.5],
-        "lr": [0.2, 0.1],
-        "patterns": given,
-    }
-    run(*fast, steps=20, batch=48, **settings)
+    run(*fast, steps=20, batch=48, lr=0.2, alpha=0.7, worlds=given)
     busy = []
     for r, model in enumerate(slow):
         source = rng(r)
-        sample_indices(M1, M2, UNSEEN, 50, 7, 0.8, source)  # the evaluation prompts come first
-        optimiser = torch.optim.SGD(model.parameters(), lr=settings["lr"][r])
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.2)
         for size in (48 * 16, 48 * 4):  # as train draws them
-            drawn = sample_indices(M1, M2, TRAINED, size, 7, settings["alpha"][r], source)
-            P = build_prompts(given[r], drawn)
+            P = sample_prompts(given[r].patterns, given[r].trained, size, 7, 0.7, source)
             for first in range(0, size, 48):
                 now = slice(first, first + 48)
                 optimiser.zero_grad()
@@ -104,10 +104,7 @@ def test_a_step_is_plain_sgd_on_the_hinge_loss_of_the_readable_model(before: int
 def test_the_gradient_is_that_of_finite_differences() -> None:
     """One step with lr = 1 moves each weight by minus its gradient."""
     model = make(2)
-    P = patterns()
-    source = rng(0)
-    sample_indices(M1, M2, UNSEEN, 50, 7, 0.8, source)
-    drawn = sample_indices(M1, M2, TRAINED, 16, 7, 0.8, source)
+    drawn = sample_prompts(world().patterns, world().trained, 16, 7, 0.8, rng(0))
     moved = copy.deepcopy(model)
     run(moved, steps=1, lr=1.0)
     pick = rng(5)
@@ -119,7 +116,7 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
             shifted = copy.deepcopy(model)
             with torch.no_grad():
                 shifted.get_parameter(name).add_(h * direction)
-            losses.append(evaluate(shifted, P, drawn).loss)
+            losses.append(evaluate(shifted, drawn).loss)
         slope = (losses[0] - losses[1]) / 2e-6
         assert slope == pytest.approx((gradient * direction.numpy()).sum(), rel=1e-5, abs=1e-9)
 
@@ -134,98 +131,112 @@ def test_the_same_seeds_train_the_same_weights_bit_for_bit() -> None:
 
 
 def test_runs_side_by_side_are_the_runs_alone() -> None:
+    """With patterns and tasks of their own."""
+    worlds = [world(1.2), world(0.8, 3), world(1.5, 4, (2, 3))]
     together, alone = [make(s) for s in range(3)], [make(s) for s in range(3)]
-    settings = [{"lr": 0.1 * (s + 1), "alpha": 1 - 0.2 * s} for s in range(3)]
-    history = run(*together, **{name: [s[name] for s in settings] for name in ("lr", "alpha")})
+    trajectory = run(*together, worlds=worlds)
     for r, model in enumerate(alone):
-        single = run(model, seeds=(r,), **settings[r])
+        single = run(model, seeds=(r,), worlds=worlds[r])
         assert_same(together[r], model, atol=1e-12)
-        np.testing.assert_allclose(history.loss[r], single.loss[0], atol=1e-12)
-        np.testing.assert_array_equal(history.error[r], single.error[0])
+        np.testing.assert_allclose(trajectory.loss[r], single.loss[0], atol=1e-12)
+        np.testing.assert_array_equal(trajectory.error[r], single.error[0])
 
 
-def test_runs_may_have_tasks_of_their_own() -> None:
-    other = training_tasks(M1, rng(1))[0]
-    together, alone = [make(0), make(0)], [make(0), make(0)]
-    run(*together, tasks=[TRAINED, other], seeds=(0, 1))
-    for r, tasks in enumerate([TRAINED, other]):
-        run(alone[r], tasks=tasks, seeds=(r,))
-        assert_same(together[r], alone[r], atol=1e-12)
-
-
-def test_runs_that_share_their_prompts_see_those_of_one_generator() -> None:
-    shared, alone = [make(0), make(1)], [make(0), make(1)]
-    run(*shared, rngs=[rng(4)], lr=[0.3, 0.1])
-    for r, model in enumerate(alone):
-        run(model, seeds=(4,), lr=[0.3, 0.1][r])
-        assert_same(shared[r], model, atol=1e-12)
-
-
-def test_the_history_is_that_of_the_model_on_fixed_prompts_of_unseen_tasks() -> None:
-    model = make()
-    start = copy.deepcopy(model)
-    history = run(model, snapshots=True, records=5)
-    np.testing.assert_array_equal(history.steps, [0, 5, 10, 15, 20])
-    fixed = sample_indices(M1, M2, UNSEEN, 50, 7, 0.8, rng(0))
-    for mark, (kept,) in enumerate(history.snapshots):
-        found = evaluate(kept, patterns(), fixed)
-        assert history.loss[0, mark] == pytest.approx(found.loss, abs=1e-12)
-        assert history.error[0, mark] == found.error
-    assert_same(history.snapshots[0][0], start)
-    assert_same(history.snapshots[-1][0], model)
+def test_the_trajectory_is_that_of_the_model_on_the_prompts_that_were_given() -> None:
+    """Also on prompts about other patterns, of other numbers, than those of the training."""
+    old = world().patterns
+    k = np.eye(M1)[[0, 2, 3]] @ np.linalg.qr(rng(4).standard_normal((M1, M1)))[0]
+    new = out_of_domain(old, k, rng(5))
+    for fixed in (unseen(world()), sample_prompts(new, all_tasks(3), 30, 11, 0.6, rng(6))):
+        model = make()
+        start = copy.deepcopy(model)
+        trajectory = run(model, evaluation=[fixed], snapshots=True, records=5)
+        assert trajectory.steps.tolist() == [0, 5, 10, 15, 20]
+        assert trajectory.steps.dtype.kind == "i"
+        for mark, (kept,) in enumerate(trajectory.snapshots):
+            found = evaluate(kept, fixed)
+            assert trajectory.loss[0, mark] == pytest.approx(found.loss, abs=1e-12)
+            assert trajectory.error[0, mark] == found.error
+        assert_same(trajectory.snapshots[0][0], start)
+        assert_same(trajectory.snapshots[-1][0], model)
     assert run(make()).snapshots == ()
 
 
-def test_more_evaluation_prompts_do_not_change_the_training() -> None:
+def test_what_is_evaluated_does_not_change_the_training() -> None:
     few, many = make(), make()
-    run(few, eval_n=10)
-    run(many, eval_n=300, records=7)
+    run(few)
+    run(many, evaluation=[unseen(world(), 300, seed=1)], records=7, snapshots=True)
     assert_same(few, many)
+
+
+def test_the_step_at_which_the_loss_falls_below_a_level_is_log_linear_between_marks() -> None:
+    loss = np.exp([[0.0, -0.1, -2.0, -4.0], [0.0, -1.0, -3.5, -2.0]])
+    trajectory = Trajectory(np.array([0, 10, 20, 40]), loss, loss, ())
+    np.testing.assert_allclose(trajectory.first_below(np.exp(-3.0)), [30, 18])
+    np.testing.assert_allclose(trajectory.first_below(np.exp(-0.5)), [10 + 10 * 0.4 / 1.9, 5])
+    np.testing.assert_array_equal(np.searchsorted(trajectory.steps, [30, 18]), [3, 2])
+    for level in (np.exp(-3.7), 1.5):  # one run never is below it; all are from the start
+        with pytest.raises(ValueError, match=f"level: got {level}, expected one that all runs"):
+            trajectory.first_below(level)
 
 
 def test_relabelling_the_patterns_relabels_nothing_else() -> None:
     """Patterns in another order, with tasks that follow them, are the same problem."""
     order = rng(8).permutation(M1)
-    P = patterns()
+    P = world().patterns
     permuted = Patterns(P.mu[order], P.nu, P.q)
     place = np.argsort(order)
-    drawn = sample_indices(M1, M2, all_tasks(M1), 30, 7, 0.8, rng())
-    same = type(drawn)(**{**vars(drawn), "pattern": place[drawn.pattern]})
+    drawn = sample_prompts(P, all_tasks(M1), 30, 7, 0.8, rng())
+    same = replace(drawn, patterns=permuted, pattern=place[drawn.pattern], task=place[drawn.task])
     np.testing.assert_allclose(
-        evaluate(make(), permuted, same).output, evaluate(make(), P, drawn).output, atol=1e-13
+        evaluate(make(), same).output, evaluate(make(), drawn).output, atol=1e-13
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_training_learns_tasks_that_it_never_saw(dtype: torch.dtype) -> None:
     models = [make(s, spread=0, m=40, dtype=dtype) for s in range(2)]
-    history = run(*models, patterns=patterns(2.0), steps=400, batch=128, l=20, eval_n=1000)
-    assert (history.error[:, 0] > 0.4).all()
-    assert (history.error[:, -1] < 0.02).all()
+    trajectory = run(
+        *models, worlds=world(2.0), steps=400, batch=128, l=20,
+        evaluation=[unseen(world(2.0), 1000, seed, l=20) for seed in range(2)],
+    )  # fmt: skip
+    assert (trajectory.error[:, 0] > 0.4).all()
+    assert (trajectory.error[:, -1] < 0.02).all()
     assert models[0].W_O.dtype == dtype
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered")
-def test_divergence_names_the_run_and_the_step() -> None:
-    with pytest.raises(FloatingPointError, match=r"the loss of run 1 is \S+ at step \d+"):
-        run(make(0), make(1), lr=[0.1, 1e30])
+def test_divergence_names_the_run_and_the_step_and_leaves_the_models() -> None:
+    models = [make(0), make(1)]
+    with torch.no_grad():
+        models[1].W_O *= 1e200
+    before = copy.deepcopy(models)
+    with pytest.raises(FloatingPointError, match=r"diverged: loss \S+ of run 1 at step \d+"):
+        run(*models)
+    for model, start in zip(models, before, strict=True):
+        assert_same(model, start)
 
 
 def test_a_step_without_a_loss_changes_nothing() -> None:
     model = make()
-    P = patterns()
-    drawn = sample_indices(M1, M2, [(0, 1)], 16, 7, 1.0, rng())
-    wins = np.sign(evaluate(model, P, drawn).output).astype(np.int8)
+    drawn = sample_prompts(world().patterns, [(0, 1)], 16, 7, 1.0, rng())
+    wins = np.sign(evaluate(model, drawn).output).astype(np.int8)
     batch = inside._as_batch(  # noqa: SLF001 - a batch that `train` would have to find by luck
-        M1, M2, [type(drawn)(**{**vars(drawn), "label": wins})], torch.float64
+        [replace(drawn, label=wins)], torch.float64
     )
     with torch.no_grad():
         model.a *= 1e9
-    state = inside._as_state([model], [P])  # noqa: SLF001
+    state = inside._as_state([model], [drawn.patterns])  # noqa: SLF001
     before = copy.deepcopy(state)
-    inside._step(state, batch, torch.ones(1, 1, 1), 0)  # noqa: SLF001
-    for name, value in vars(state).items():
-        torch.testing.assert_close(value, getattr(before, name), rtol=0, atol=0)
+    inside._step(state, batch, 1.0, 0)  # noqa: SLF001
+    for value, old in zip(state, before, strict=True):
+        torch.testing.assert_close(value, old, rtol=0, atol=0)
+
+
+def test_numbers_may_come_as_arrays_and_tensors_without_dimensions() -> None:
+    plain, given = make(), make()
+    run(plain, lr=1.0, alpha=0.5, steps=3)
+    run(given, lr=np.array(1), alpha=torch.tensor(0.5, dtype=torch.float64), steps=np.int64(3))
+    assert_same(plain, given)
 
 
 @pytest.mark.parametrize(
@@ -235,36 +246,47 @@ def test_a_step_without_a_loss_changes_nothing() -> None:
         ({"batch": 0}, "batch: got 0"),
         ({"l": 0}, "l: got 0"),
         ({"records": 1}, "records: got 1"),
-        ({"eval_n": 0}, "eval_n: got 0"),
-        ({"lr": 0.0}, "lr: got 0.0, expected positive step sizes"),
-        ({"lr": [0.1]}, "lr: got shape (1,), expected (2)"),
-        ({"alpha": [0.5, 1.5]}, "alpha: got 1.5"),
+        ({"lr": 0.0}, "lr: got 0.0, expected a positive step size"),
+        ({"lr": [0.1, 0.1]}, "lr: got shape (2,), expected ()"),
+        ({"alpha": 1.5}, "alpha: got 1.5"),
         ({"kappa": -1.0}, "kappa: got -1.0"),
-        ({"tasks": [(1, 1)]}, "tasks: got the task (1, 1)"),
-        ({"tasks": [TRAINED] * 3}, "tasks: got 3 lists of tasks, expected 2, one a run"),
-        ({"eval_tasks": [(0, M1)]}, "eval_tasks: got indices"),
-        ({"eval_tasks": np.zeros((0, 2), dtype=int)}, "eval_tasks: got shape (0, 2)"),
-        ({"rngs": [rng()] * 2}, "rngs: got 1 generators"),
-        ({"rngs": [rng(), rng(), rng()]}, "rngs: got 3 generators"),
-        ({"rngs": [rng()], "alpha": [0.5, 0.6]}, "rngs: got one for runs with several"),
-        ({"patterns": [patterns()]}, "patterns: got 1 for 2 models"),
-        ({"patterns": orthogonal_patterns(5, 4, 9, 3, 1.0, rng())}, "patterns: got dX = 9"),
+        ({"rngs": [rng()] * 2}, "rngs: got 1 different ones, expected 2, one a run"),
+        ({"rngs": [rng(), rng(), rng()]}, "rngs: got 3 different ones, expected 2"),
+        ({"rngs": [1, 2]}, "rng: got 1, expected a numpy.random.Generator"),
+        ({"worlds": [world()], "evaluation": [unseen(world())] * 2}, "worlds: got 1 with"),
+        ({"evaluation": [unseen(world())]}, "evaluation: got 1 with"),
         (
-            {"patterns": [patterns(), orthogonal_patterns(4, 4, DX, DY, 1.0, rng())]},
-            "patterns: expected the same M1 and M2 for all runs",
+            {"evaluation": [unseen(world(), 5), unseen(world(), 6)]},
+            "evaluation: got shapes (n, l + 1) in",
+        ),
+        (
+            {"worlds": draw_world(rng(), M1=5, M2=4, dX=9, dY=3)},
+            "worlds: got 2 with (dX, dY, M1, M2) in {(9, 3, 5, 4)}, expected one for each of 2",
+        ),
+        (
+            {"worlds": [world(), draw_world(rng(), M1=4, M2=4, dX=DX, dY=DY)]},
+            "and one M1 and M2",
         ),
     ],
 )
-def test_a_wrong_argument_is_named(changes: dict[str, Any], message: str) -> None:
+def test_a_wrong_argument_is_named_before_anything_moves(
+    changes: dict[str, Any], message: str
+) -> None:
+    models = [make(0), make(1)]
     with pytest.raises(ValueError, match=re.escape(message)):
-        run(make(0), make(1), **changes)
+        run(*models, **changes)
+    assert_same(models[0], make(0))
 
 
 def test_models_that_cannot_run_side_by_side_are_refused() -> None:
     model = make()
-    for models in ((), (model, model)):
-        with pytest.raises(ValueError, match="models: expected at least one, and a different one"):
+    for models in ((), (model, model), (model, make(m=5)), (model, make(dtype=torch.float32))):
+        with pytest.raises(ValueError, match=r"models: got \d different ones, of \(dX, dY, m"):
             run(*models)
-    for other in (make(m=5), make(dtype=torch.float32)):
-        with pytest.raises(ValueError, match="models: expected one dX, dY, m and dtype"):
-            run(model, other)
+
+
+def test_a_model_is_not_evaluated_on_patterns_of_other_dimensions() -> None:
+    other = draw_world(rng(), M1=3, M2=2, dX=9, dY=DY)
+    drawn = sample_prompts(other.patterns, other.trained, 5, 4, 0.5, rng())
+    with pytest.raises(ValueError, match=r"prompts: got 1 with \(dX, dY, M1, M2\)"):
+        evaluate(make(), drawn)
