@@ -26,7 +26,7 @@ from iclbook.linear import (
     train,
 )
 
-D, BATCH, RUNS, ROUNDS = 20, 512, 16, 12
+D, BATCH, RUNS, ROUNDS = 20, 512, 16, 24
 PUBLIC, ONE = "as public code writes it, single precision", "reduced form, exact law"
 MANY = f"the same, {RUNS} runs in one array"
 
@@ -99,11 +99,11 @@ def measure(M: int) -> dict[str, float]:
     """Least milliseconds per step and run of each way."""
     task = RegressionTask.isotropic(d=D, M=M, psi=1 / D, signal=1.0, sigma=0.5)
     ways: dict[str, tuple[Callable[[int], None], int, int]] = {
-        PUBLIC: (lambda n: public(task, n), 8, 1),
-        "the paper's layer, six matrices": (lambda n: written_out(task, n, reduced=False), 8, 1),
-        "reduced form, whole prompts": (lambda n: written_out(task, n, reduced=True), 40, 1),
-        ONE: (lambda n: by_law(task, n), 160, 1),
-        MANY: (lambda n: by_law(task, n, RUNS), 64, RUNS),
+        PUBLIC: (lambda n: public(task, n), 4, 1),
+        "the paper's layer, six matrices": (lambda n: written_out(task, n, reduced=False), 4, 1),
+        "reduced form, whole prompts": (lambda n: written_out(task, n, reduced=True), 16, 1),
+        ONE: (lambda n: by_law(task, n), 96, 1),
+        MANY: (lambda n: by_law(task, n, RUNS), 16, RUNS),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):

@@ -129,8 +129,8 @@ def short_slopes(
     # w = (p + c own, c sigma) and k = (a + e own, e sigma); all that follows is (runs, 1, n).
     asked = np.concatenate([W, u, Wx @ p], axis=2).mT @ query  # (runs, d+3, n)
     a, e, start, ap = asked[:, :d], asked[:, d : d + 1], asked[:, d + 1 : d + 2], asked[:, d + 2 :]
-    oo = (own * own).sum(axis=1, keepdims=True) + std.noise  # <own, own> + sigma^2
-    oa, aa = (own * a).sum(axis=1, keepdims=True), (a * a).sum(axis=1, keepdims=True)
+    oo = np.einsum("rdn,rdn->rn", own, own)[:, None] + std.noise  # <own, own> + sigma^2
+    oa, aa = (np.einsum("rdn,rdn->rn", a, other)[:, None] for other in (own, a))
     op = p.mT @ own
     w_o, k_o = op + c * oo, oa + e * oo  # how w and k read a label
     ww, wk, kk = p.mT @ p + c * (op + w_o), ap + e * op + c * k_o, aa + e * (oa + k_o)

@@ -132,7 +132,7 @@ def _adam(
     with np.errstate(over="ignore", invalid="ignore"):  # divergence is looked for by name
         for step in range(steps + 1):
             u, v, W = _reduce(weights)
-            if step in marks:
+            if step == marks[len(recorded)]:
                 risk = exact_slopes(std, u, v, W)[0]
                 _check_finite("risk", risk, step)
                 recorded.append((risk, u[:, :, 0], v[:, :, 0], W))
