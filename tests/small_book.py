@@ -53,11 +53,8 @@ launch_buttons: {thebe: false}
 repository: {url: ""}
 sphinx:
   config:
-    icl_budget_seconds: 10
-    icl_budget_mib: 1000
     include_patterns: ["book/**"]
-    exclude_patterns: [".*"]
-    suppress_warnings: [config.cache]
+    exclude_patterns: [".*", _build]
 """
 TOC = "{format: jb-book, root: book/index, chapters: [{file: book/a/one}]}"
 

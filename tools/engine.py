@@ -18,7 +18,7 @@ from nbval.plugin import coalesce_streams
 
 from tools.book import Book, BookError, code_cells, name_cell, read_chapter
 from tools.ledger import KEPT
-from tools.store import compared, write_whole
+from tools.store import compared, demand_space, write_whole
 
 AT_ONCE = 2  # chapters executed side by side; a kernel computes on one thread
 STARTUP = 600  # seconds that a kernel may take to start, on a machine with other things to do
@@ -80,6 +80,7 @@ def run_stale(book: Book, chapters: list[str]) -> None:
         return
     print(f"{len(chapters) - len(stale)} of {len(chapters)} chapters need no run")
     print(f"running {', '.join(stale)}", flush=True)
+    demand_space(book)
     folder = book.build / f"cells-{os.getpid()}"
     try:
         for chapter in stale:
@@ -98,6 +99,7 @@ def compare_all(book: Book) -> None:
     Raises:
         BookError: If one fails or differs.
     """
+    demand_space(book)
     execute(book, [book.reference(chapter) for chapter in book.chapters()], compare=True)
 
 

@@ -21,7 +21,7 @@ from tools.book import Book, code_cells, name_cell, read_chapter
 from tools.store import compared, cpu_seconds, peak_mib, store_run
 
 RUNS = pytest.StashKey["Run"]()
-TURN = 5.0  # seconds between two looks at a silent kernel
+TURN = 1.0  # seconds between two looks at a silent kernel
 STUCK = 0.001  # less than this share of a processor is no progress
 
 

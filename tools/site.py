@@ -20,14 +20,15 @@ from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
 from myst_nb.core.read import read_myst_markdown_notebook
 from nbformat import NotebookNode
+from sphinx.builders.html import StandaloneHTMLBuilder
+from sphinx.util.console import nocolor
 
 from iclbook import claims
 from tools import ledger, stale
 from tools.book import Book, BookError, code_cells
 from tools.engine import HOME
-from tools.store import write_whole
-
-NEEDED_MIB = 100  # free space that a build may need
+from tools.publish import publish
+from tools.store import demand_space, write_whole
 
 
 def build_site(book: Book, *, fresh: bool) -> str:
@@ -61,10 +62,7 @@ def build_site(book: Book, *, fresh: bool) -> str:
             demand_space(book)
             raise BookError(f"the site has errors or warnings (above); {book.html} is as it was")
         html = work / "html"
-        with contextlib.suppress(ModuleNotFoundError):
-            from tools.publish import publish
-
-            publish(book, html)
+        publish(book, html)
         write_whole(work / "inputs.json", json.dumps(today))
         replace(book, html)
     return address(book)
@@ -99,16 +97,6 @@ def replace(book: Book, html: Path) -> None:
         book.html.rename(book.build / "old")
     html.rename(book.html)
     shutil.rmtree(book.build / "old", ignore_errors=True)
-
-
-def demand_space(book: Book) -> None:
-    """Raise BookError if the disk is nearly full."""
-    free = shutil.disk_usage(book.build).free / 2**20
-    if free < NEEDED_MIB:
-        raise BookError(
-            f"the disk is full: {book.build} has {free:.0f} MiB left, and a build may need "
-            f"{NEEDED_MIB} MiB"
-        )
 
 
 # What is read again
@@ -167,6 +155,9 @@ def run_sphinx(book: Book, work: Path) -> bool:
 
     In this process, which has imported half of it already.
     """
+    StandaloneHTMLBuilder.epilog = ""  # it praises the folder that is about to be renamed
+    if not sys.stdout.isatty():
+        nocolor()
     settings = {
         "external_toc_path": str(book.root / "_toc.yml"),
         "latex_individualpages": False,

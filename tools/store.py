@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,8 +13,9 @@ import nbformat
 import psutil
 from nbformat import NotebookNode
 
-from tools.book import Book
+from tools.book import Book, BookError
 
+NEEDED_MIB = 100  # free space that a build may need
 GLUED = "application/papermill.record/"  # numbers that the prose takes from a cell
 
 
@@ -34,6 +36,22 @@ def alone(book: Book) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def demand_space(book: Book) -> None:
+    """Make sure, before minutes of work, that there is room for what comes of it.
+
+    Raises:
+        BookError: If there is not.
+        OSError: If the folder cannot be made.
+    """
+    book.build.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(book.build).free / 2**20
+    if free < NEEDED_MIB:
+        raise BookError(
+            f"the disk is full: {book.build} has {free:.0f} MiB left, and a build may need "
+            f"{NEEDED_MIB} MiB"
+        )
 
 
 def write_whole(path: Path, text: str) -> None:
