@@ -69,7 +69,9 @@ def in_file(name: str, old: str, new: str) -> Callable[[Book], None]:
 
 MATTERS = {
     "code of a cell": in_file("book/a/one.md", "risk(2.0)", "risk(3.0)"),
-    "order of cells": in_file("book/a/one.md", "The risk of", "```{code-cell} ipython3\n1\n```"),
+    "one more cell": in_file(
+        "book/a/one.md", "The risk of two.", "```{code-cell} ipython3\n1\n```"
+    ),
     "own wing": in_file("iclbook/a/own.py", "1", "2"),
     "nested file of the own wing": in_file("iclbook/a/deep/nested.py", "1", "2"),
     "shared room": in_file("iclbook/shared.py", "2 * x", "3 * x"),
