@@ -94,7 +94,7 @@ class _Rounding:
             step = math.floor(math.log10(span)) - 3 if span > 0 else -3
             size = max(0.0, self.low - span - number, number - self.high - span)
         elif size <= _NOISE * min(abs(self.high), 1):
-            return "~0"
+            return "0"
         if size > 0:
             step = max(step, math.floor(math.log10(size)) - 2)
         steps = math.floor(number / 10.0 ** int(step) + 0.5 + _OFF_EDGE)

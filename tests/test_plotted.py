@@ -134,11 +134,11 @@ def test_last_digits_are_not_seen(seed: int) -> None:
 
 def test_rounding_errors_on_a_logarithmic_axis_are_not_seen() -> None:
     texts = []
-    for noise in (1e-16, 3e-16):
+    for noise in (1e-16, 3e-16, 0):
         fig, ax = figures.subplots()
         ax.semilogy([0, 1, 2, 3], [1, 1e-3, 2.5e-8, noise])
         texts.append(describe(fig).splitlines()[1])
-    assert texts[0] == texts[1] == "  1 line: x 0 1 2 3; y 1 0.001 2.5e-08 ~0"
+    assert set(texts) == {"  1 line: x 0 1 2 3; y 1 0.001 2.5e-08 0"}
 
 
 def test_zero_has_no_sign_and_small_is_zero() -> None:
