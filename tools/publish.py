@@ -40,7 +40,7 @@ def publish(book: Book, html: Path) -> None:
     site = read_site(book, html)
     folder = html / "notebooks"
     wheel = wheel_name(book.root)
-    if wheel:
+    if wheel and not (folder / wheel).exists():  # the site keeps one that is as it would be built
         build_wheel(book.root, folder)
     for chapter in book.chapters():
         run = book.stored_run(chapter)

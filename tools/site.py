@@ -7,6 +7,7 @@ Whatever else changed, or any failure, makes the next build start afresh.
 """
 
 import contextlib
+import gc
 import hashlib
 import json
 import shutil
@@ -50,7 +51,7 @@ def build_site(book: Book, *, fresh: bool) -> str:
         print("the site is as its sources are")
         return address(book)
     with nothing_left_of(work):
-        start(work, today, fresh=fresh)
+        start(book, work, today, fresh=fresh)
         cache = get_cache(work / ".jupyter_cache")  # where MyST-NB looks
         for chapter, nb in notebooks.items():
             fill_cache(book, chapter, nb, cache)
@@ -112,7 +113,7 @@ def inputs(book: Book, notebooks: dict[str, NotebookNode]) -> dict[str, Any]:
         text = book.source(page).read_text("utf8") + json.dumps(outputs, sort_keys=True)
         pages[page] = stale.digest(text)
     known = {book.source(page) for page in pages}
-    files = [book.root / name for name in ("_config.yml", "_toc.yml")]
+    files = [book.root / name for name in ("_config.yml", "_toc.yml", "pyproject.toml")]
     for folder in (book.pages, book.root / "iclbook", HOME / "tools"):
         files += sorted(folder.rglob("*"))
     rest = hashlib.sha256(json.dumps(stale.versions(book.root / "requirements.txt")).encode())
@@ -132,8 +133,8 @@ def inputs_before(work: Path) -> dict[str, Any]:
     return before
 
 
-def start(work: Path, today: dict[str, Any], *, fresh: bool) -> None:
-    """Leave in the working folder what Sphinx read last time and would read so again."""
+def start(book: Book, work: Path, today: dict[str, Any], *, fresh: bool) -> None:
+    """Leave in the working folder what would be made today as it was last time."""
     before = inputs_before(work)
     if fresh or any(before.get(name) != today[name] for name in ("rest", "python")):
         shutil.rmtree(work, ignore_errors=True)
@@ -141,6 +142,9 @@ def start(work: Path, today: dict[str, Any], *, fresh: bool) -> None:
     (work / "inputs.json").unlink()
     for name in ("html", ".jupyter_cache"):
         shutil.rmtree(work / name, ignore_errors=True)
+    for wheel in (book.html / "notebooks").glob("*.whl"):  # the package has not changed either
+        (work / "html" / "notebooks").mkdir(parents=True, exist_ok=True)
+        shutil.copy2(wheel, work / "html" / "notebooks")
     for page, made_from in today["pages"].items():
         if before["pages"].get(page) != made_from:
             # By itself Sphinx looks at the time of a page only, and at no output.
@@ -163,15 +167,19 @@ def run_sphinx(book: Book, work: Path) -> bool:
         "latex_individualpages": False,
         "nitpicky": True,
     }
-    result = build_sphinx(
-        book.root,
-        work / "html",
-        path_config=str(book.root / "_config.yml"),
-        noconfig=True,
-        confoverrides=settings,
-        warningiserror=True,
-        keep_going=True,
-    )
+    gc.disable()  # all that Sphinx makes lives to its end: looking for garbage costs a tenth
+    try:
+        result = build_sphinx(
+            book.root,
+            work / "html",
+            path_config=str(book.root / "_config.yml"),
+            noconfig=True,
+            confoverrides=settings,
+            warningiserror=True,
+            keep_going=True,
+        )
+    finally:
+        gc.enable()
     if isinstance(result, OSError | KeyboardInterrupt):
         raise result
     return bool(result == 0)

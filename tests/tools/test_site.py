@@ -91,7 +91,7 @@ def test_a_mended_typo_is_read_alone_and_gives_the_site_that_a_fresh_build_gives
     assert main(["book"], book) == 0
     said = capsys.readouterr().out
     assert "nothing needs a run" in said
-    assert "0 added, 1 changed, 0 removed" in said, said
+    assert "0 added, 1 changed, 0 removed" in said
     assert "The risk of 2." in page(book)
     assert "The first" in page(book, "index")
     once = pages(book)
@@ -99,6 +99,28 @@ def test_a_mended_typo_is_read_alone_and_gives_the_site_that_a_fresh_build_gives
     assert "2 added, 0 changed, 0 removed" in capsys.readouterr().out
     assert pages(book) == once
     assert published == 2 * [book.build / "next" / "html"]
+
+
+def test_the_wheel_is_kept_while_the_package_is_as_it_was(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publish(_: Book, html: Path) -> None:
+        wheel = html / "notebooks" / "a.whl"
+        wheel.parent.mkdir(parents=True, exist_ok=True)
+        with wheel.open("a") as file:
+            file.write("built ")
+
+    def wheel() -> str:
+        return (book.html / "notebooks" / "a.whl").read_text("utf8")
+
+    monkeypatch.setattr(site, "publish", publish)
+    build_site(book, fresh=True)
+    assert wheel() == "built "
+    change(book.source("a/one"), "The risk of two", "The risk of 2")
+    build_site(book, fresh=False)
+    assert wheel() == "built built "
+    build_site(book, fresh=True)
+    assert wheel() == "built "
 
 
 def test_a_changed_output_is_read_though_its_page_is_old(book: Book) -> None:
@@ -118,7 +140,7 @@ def test_whatever_else_changes_is_built_afresh(book: Book, name: str) -> None:
         file.write("\n")
     today = site.inputs(book, notebooks)
     assert today["rest"] != before["rest"]
-    site.start(book.build / "next", today, fresh=False)
+    site.start(book, book.build / "next", today, fresh=False)
     assert not (book.build / "next").exists()
 
 
@@ -171,10 +193,10 @@ def test_a_killed_build_is_not_gone_on_with(book: Book) -> None:
     """What a build was made from is on record only from its end to the start of the next."""
     work = book.build / "next"
     today = site.inputs(book, {"a/one": site.executed(book, "a/one")})
-    site.start(work, today, fresh=False)
+    site.start(book, work, today, fresh=False)
     assert (work / ".doctrees").exists()
     assert site.inputs_before(work) == {}
-    site.start(work, today, fresh=False)
+    site.start(book, work, today, fresh=False)
     assert not work.exists()
 
 
