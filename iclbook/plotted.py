@@ -10,37 +10,24 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
+from matplotlib import cm, collections, container, contour, image, lines, patches, ticker
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.collections import (
-    Collection,
-    LineCollection,
-    PathCollection,
-    PolyCollection,
-    QuadMesh,
-)
-from matplotlib.container import BarContainer
-from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
-from matplotlib.ticker import FixedFormatter
 from numpy.typing import ArrayLike
 
 from iclbook.checks import Array
 
 _KINDS: dict[type, str] = {
-    AxesImage: "image",
-    ContourSet: "contours",
-    Line2D: "line",
-    LineCollection: "lines",
-    Patch: "shape",
-    PathCollection: "points",
-    PolyCollection: "band",
-    QuadMesh: "image",
+    collections.LineCollection: "lines",
+    collections.PathCollection: "points",
+    collections.PolyCollection: "band",
+    collections.QuadMesh: "image",
+    contour.ContourSet: "contours",
+    image.AxesImage: "image",
+    lines.Line2D: "line",
+    patches.Patch: "shape",
 }
 _MOST, _LEAST = 24, 6  # printed points of one curve
 _ALL = 200  # printed numbers of a figure, about
@@ -64,18 +51,18 @@ def describe(fig: Figure) -> str:
     parts = [list(_parts(ax)) for ax in shown]
     columns = sum(len(part[1]) for own in parts for part in own)
     most = min(_MOST, max(_LEAST, _ALL // max(columns, 1)))
-    lines = [f"text {_quoted(text)}" for text in fig.texts if text.get_text()]
-    lines += [f"legend {_quoted(*legend.get_texts())}" for legend in fig.legends]
+    made = [f"text {_quoted(text)}" for text in fig.texts if text.get_text()]
+    made += [f"legend {_quoted(*legend.get_texts())}" for legend in fig.legends]
     for number, (ax, own) in enumerate(zip(shown, parts, strict=True), start=1):
-        lines.append(f"axes {number}: {_frame(ax)}")
+        made.append(f"axes {number}: {_frame(ax)}")
         seen: dict[str, int] = {}  # what curves share is given once
         for place, (name, given) in enumerate(own, start=1):
             texts = [f"{axis} {_summary(values, r, most)}" for axis, r, values in given]
             short = [f"{t[0]} of {seen[t]}" if t in seen else t for t in texts]
-            lines.append(f"  {place} {name}: {'; '.join(short)}")
+            made.append(f"  {place} {name}: {'; '.join(short)}")
             seen = dict.fromkeys(texts, place) | seen
-        lines += [f"  {text}" for text in _texts(ax)]
-    return "\n".join(lines)
+        made += [f"  {text}" for text in _texts(ax)]
+    return "\n".join(made)
 
 
 class _Rounding:
@@ -104,6 +91,11 @@ class _Rounding:
 _Column = tuple[str, _Rounding, Array]
 
 
+def _roundings(ax: Axes) -> tuple[_Rounding, _Rounding]:
+    """Those of the x and the y axis."""
+    return _Rounding(ax.get_xlim(), ax.get_xscale()), _Rounding(ax.get_ylim(), ax.get_yscale())
+
+
 def _summary(values: Array, rounding: _Rounding, most: int) -> str:
     """Some of the values; where that is not all, their number, ends and mean before."""
     count = len(values)
@@ -125,7 +117,10 @@ def _frame(ax: Axes) -> str:
         label = f" {_quoted(axis.get_label())}" if axis.get_label().get_text() else ""
         words.append(f"{name}{label}{scale} {rounding(limits[0])} to {rounding(limits[1])}")
         formatter = axis.get_major_formatter()
-        if isinstance(formatter, FixedFormatter) or "StrCategory" in type(formatter).__name__:
+        if (
+            isinstance(formatter, ticker.FixedFormatter)
+            or "StrCategory" in type(formatter).__name__
+        ):
             words.append(f"ticks {_quoted(*axis.get_ticklabels())}")
     return "; ".join(words)
 
@@ -134,11 +129,9 @@ def _parts(ax: Axes) -> Iterator[tuple[str, list[_Column]]]:
     """Each thing that is drawn in these axes, with its columns of numbers."""
     if ax.get_label() == "<colorbar>":
         return  # its frame says it all
-    x = _Rounding(ax.get_xlim(), ax.get_xscale())
-    y = _Rounding(ax.get_ylim(), ax.get_yscale())
-    bars = {
-        bar: group for group in ax.containers if isinstance(group, BarContainer) for bar in group
-    }
+    x, y = _roundings(ax)
+    groups = [group for group in ax.containers if isinstance(group, container.BarContainer)]
+    bars = {bar: group for group in groups for bar in group}
     frame = {ax.patch, *ax.spines.values()}
     for artist in ax.get_children():
         kind = next((name for own, name in _KINDS.items() if isinstance(artist, own)), None)
@@ -151,35 +144,34 @@ def _parts(ax: Axes) -> Iterator[tuple[str, list[_Column]]]:
             kind, label = "bars", str(group.get_label())
             points = np.concatenate([bar.get_bbox().get_points() for bar in group])
         moves = artist.get_transform()
-        if isinstance(artist, PathCollection):
+        if isinstance(artist, collections.PathCollection):
             moves = artist.get_offset_transform()
         in_data = moves.contains_branch_seperately(ax.transData)
         columns: list[_Column] = []
         # A line across the axes has one of the coordinates only.
         columns += [("x", x, points[:, 0])] if in_data[0] else []
         columns += [("y", y, points[:, 1])] if in_data[1] else []
-        if isinstance(artist, ScalarMappable) and artist.get_array() is not None:
+        if isinstance(artist, cm.ScalarMappable) and artist.get_array() is not None:
             scale = "log" if "Log" in type(artist.norm).__name__ else "linear"
-            columns.append(
-                ("value", _Rounding(artist.get_clim(), scale), _flat(artist.get_array()))
-            )
+            rounding = _Rounding(artist.get_clim(), scale)
+            columns.append(("value", rounding, _flat(artist.get_array())))
         if columns:
             yield kind if label.startswith("_") else f"{kind} {_quoted(label)}", columns
 
 
 def _points(artist: Artist) -> Array:
     """Points (n, 2) of what is drawn."""
-    if isinstance(artist, Line2D):
+    if isinstance(artist, lines.Line2D):
         return np.column_stack([_flat(values) for values in artist.get_data(orig=False)])
-    if isinstance(artist, AxesImage):
+    if isinstance(artist, image.AxesImage):
         return np.reshape(artist.get_extent(), (2, 2)).T
-    if isinstance(artist, QuadMesh):
+    if isinstance(artist, collections.QuadMesh):
         return _flat(artist.get_coordinates()).reshape(-1, 2)
-    if isinstance(artist, PathCollection):
+    if isinstance(artist, collections.PathCollection):
         return _flat(artist.get_offsets()).reshape(-1, 2)
-    if isinstance(artist, Collection):
+    if isinstance(artist, collections.Collection):
         return np.concatenate([np.empty((0, 2)), *(path.vertices for path in artist.get_paths())])
-    if isinstance(artist, Patch):
+    if isinstance(artist, patches.Patch):
         return np.asarray(artist.get_patch_transform().transform(artist.get_path().vertices))
     raise TypeError(f"no points are known of {artist}")
 
@@ -191,10 +183,6 @@ def _flat(values: ArrayLike | None) -> Array:
 
 def _texts(ax: Axes) -> Iterator[str]:
     """Texts in the axes, with what they point at, and those of the legend."""
-    roundings = (
-        _Rounding(ax.get_xlim(), ax.get_xscale()),
-        _Rounding(ax.get_ylim(), ax.get_yscale()),
-    )
     for text in ax.texts:
         in_data: Sequence[bool]
         if isinstance(text, Annotation):
@@ -202,7 +190,7 @@ def _texts(ax: Axes) -> Iterator[str]:
         else:
             point = text.get_position()
             in_data = text.get_transform().contains_branch_seperately(ax.transData)
-        at = [r(v) for r, v, own in zip(roundings, point, in_data, strict=True) if own]
+        at = [r(v) for r, v, own in zip(_roundings(ax), point, in_data, strict=True) if own]
         if text.get_visible() and text.get_text():
             yield f"text {_quoted(text)}" + (f" at {' '.join(at)}" if at else "")
     if (legend := ax.get_legend()) is not None:
