@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import psutil
 from nbformat import NotebookNode
 from nbval.plugin import coalesce_streams
 
@@ -81,6 +82,9 @@ def run_stale(book: Book, chapters: list[str]) -> None:
     print(f"{len(chapters) - len(stale)} of {len(chapters)} chapters need no run")
     print(f"running {', '.join(stale)}", flush=True)
     demand_space(book)
+    for left in book.build.glob("cells-*"):  # of a run that was killed
+        if not psutil.pid_exists(int(left.name.removeprefix("cells-"))):
+            shutil.rmtree(left, ignore_errors=True)
     folder = book.build / f"cells-{os.getpid()}"
     try:
         for chapter in stale:

@@ -94,6 +94,7 @@ def test_only_stale_chapters_run_and_changed_outputs_are_no_failure(
     run_stale(book, ["a/one"])
     assert "nothing needs a run" in capfd.readouterr().out
     change(book.root / "iclbook" / "risk.py", "1.0 * x", "3.0 * x")
+    write(book.build / "cells-999999999" / "a" / "one.ipynb", "left by a run that was killed")
     run_stale(book, ["a/one"])
     said = capfd.readouterr().out
     assert "running a/one" in said
