@@ -17,7 +17,7 @@ from tools.book import Book, BookError
 
 FENCE = re.compile(r"(`{3,}|:{3,}|~{3,})(?: *\{([\w:-]+)\}(.*)|(.*))")
 ROLE = re.compile(r"(?<!`)\{([A-Za-z][\w:-]*)\}`([^`]+)`|`+[^`]+`+")
-LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((#[\w-]+|[\w./-]+\.(?:md|json|html)(?:#[\w-]+)?)\)")
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((#?[\w-]+|[\w./-]+\.(?:md|json|html)(?:#[\w-]+)?)\)")
 HEADING = re.compile(r"^\(([\w-]+)\)=\n+#+ +(.+)$", re.MULTILINE)
 NUMBERED = re.compile(
     r'id="(?:equation-)?([\w-]+)">\s*<(?:p class="admonition-title"><span class="caption-number|'
@@ -191,8 +191,11 @@ def reference(page: Page, label: str) -> str:
 def link(page: Page, words: str, target: str) -> str:
     """Words of a link within the book, with the title that it leads to."""
     path, _, label = target.partition("#")
+    known = make_id(label or path) in page.site.labels
+    if not label and not Path(path).suffix:
+        # Either may stand without "#": a label, or brackets of a formula.
+        return (words or reference(page, path)) if known else f"[{words}]({target})"
     if not path:
-        known = make_id(label) in page.site.labels
         return words or (
             reference(page, label) if known else f"“{label.replace('-', ' ').capitalize()}”"
         )

@@ -48,7 +48,7 @@ jupytext:
 
 It is {glue:text}`gap`, as {cite:p}`hoerl1970,zhang2024` say; {cite:t}`zhang2024` prove
 {prf:ref}`thm-trial` in {eq}`eq-trial`, see [](#the-gap), [there](other.md), [](other.md) and
-{claim}`A-F1`. `{eq}` is a role.
+{claim}`A-F1`. `{eq}` is a role. See [it](the-gap), [](the-gap): $E[x](y)$.
 % a remark
 
 $$
@@ -197,7 +197,7 @@ def test_the_prose_of_a_notebook_is_plain_markdown(book: Book) -> None:
 
 It is 0.25, as (Hoerl and Kennard, 1970; Zhang et al., {zhang}) say; Zhang et al. ({zhang}) prove
 Theorem 1.1 in (1.1), see “The gap”, there (“The other page”), “The other page” and
-claim A-F1. `{{eq}}` is a role.
+claim A-F1. `{{eq}}` is a role. See it, “The gap”: $E[x](y)$.
 
 $$
 x = 1 \tag{{1.1}}
@@ -351,7 +351,7 @@ def test_no_directive_or_role_is_left(site: Site, chapter: str, *, solved: bool)
     nb = publish.notebook(site, chapter, read_chapter(text), executed(text), solved=solved)
     nbformat.validate(nb)
     prose = prose_of(nb)
-    raw = r".*(?:\{[\w:-]+\}`|```\{|:::|^\([\w-]+\)=|\]\((?!http)).*"
+    raw = r".*(?:\{[\w:-]+\}`|```\{|:::|^\([\w-]+\)=|\]\((?!http)[\w./#-]{2,}\)).*"
     assert re.findall(raw, prose, re.MULTILINE) == []
     assert prose.count("\n$$") % 2 == 0
     for title in re.findall(r"\{exercise-start\} *(.*)", text):
