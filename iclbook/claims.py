@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import yaml
 from numpy.typing import ArrayLike
@@ -38,59 +37,65 @@ class ClaimError(AssertionError):
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that is measured for a claim, and the bounds that decide it."""
+    """One thing that is measured for a claim, and the bounds that decide it.
+
+    Attributes:
+        name: What is claimed, in a few words; unique in its row.
+        decided: What is measured and how it is decided.
+        rule: ``mean``: the 95 % interval of the mean over seeds; ``every``: each value; ``exact``:
+            one number; ``share``: k of n runs, with their exact binomial interval.
+        basis: Where the bounds come from: ``theorem``, ``figure``, ``derived`` or ``chosen``.
+        low: Least value, None for none.
+        high: Greatest value, None for none.
+        by: Label of the derivation of the bounds, where they are derived.
+        about: ``paper``, or ``beyond``: then it has no say in the verdict on the paper.
+        seeds: Least number of values; 1 for ``exact``.
+        expect: The verdict that is known.
+        reason: Why it is not ``holds``.
+    """
 
     name: str
-    """What is claimed, in a few words; unique in its row."""
     decided: str
-    """What is measured and how it is decided."""
     rule: str
-    """``mean``: the 95 % interval of the mean over seeds; ``every``: each value; ``exact``: one
-    number; ``share``: k of n runs, with their exact binomial interval."""
     basis: str
-    """Where the bounds come from: ``theorem``, ``figure``, ``derived`` or ``chosen``."""
     low: float | None = None
-    """Least value, None for none."""
     high: float | None = None
-    """Greatest value, None for none."""
     by: str = ""
-    """Label of the derivation of the bounds, where they are derived."""
     about: str = "paper"
-    """``paper``, or ``beyond``: then it has no say in the verdict on the paper."""
     seeds: int = 1
-    """Least number of values; 1 for ``exact``."""
     expect: str = HOLDS
-    """The verdict that is known."""
     reason: str = ""
-    """Why it is not ``holds``."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A row of the ledger. Where no chapter shows it yet, all from `anchor` on is empty."""
+    """A row of the ledger. Where no chapter shows it yet, all from `anchor` on is empty.
+
+    Attributes:
+        id: Such as ``A-F1``.
+        paper: ``A``, ``B`` or ``beyond``.
+        where: Its place in the paper.
+        says: What is claimed, with its hypotheses.
+        chapter: The chapter that shows it, or ``not yet``.
+        anchor: The label in that chapter.
+        proof: Label of the proof on that page; empty where there is none.
+        regime: In which setting a paper's claim was measured.
+        uses: Ids of the rows that it rests on.
+        control: A plausible wrong statement, `says`, and the `part` that must reject it.
+        parts: What is measured.
+    """
 
     id: str
-    """Such as ``A-F1``."""
     paper: str
-    """``A``, ``B`` or ``beyond``."""
     where: str
-    """Its place in the paper."""
     says: str
-    """What is claimed, with its hypotheses."""
     chapter: str
-    """The chapter that shows it, or ``not yet``."""
     anchor: str = ""
-    """The label in that chapter."""
     proof: str = ""
-    """Label of the proof on that page; empty where there is none."""
     regime: str = ""
-    """In which setting a paper's claim was measured."""
     uses: tuple[str, ...] = ()
-    """Ids of the rows that it rests on."""
     control: Mapping[str, str] = field(default_factory=dict)
-    """A plausible wrong statement, `says`, and the `part` that must reject it."""
     parts: tuple[Part, ...] = ()
-    """What is measured."""
 
     @property
     def shown(self) -> bool:
@@ -100,24 +105,28 @@ class Claim:
 
 @dataclass(frozen=True)
 class Checked:
-    """What one check found."""
+    """What one check found.
+
+    Attributes:
+        claim: Id of the row.
+        part: Name of the part.
+        control: Whether it was the row's wrong statement that was measured.
+        verdict: ``holds``, ``does not hold`` or ``inconclusive``.
+        measured: The mean, the share, the exact number, or of ``every`` the value least inside the
+            bounds.
+        interval: The 95 % interval; for ``every`` the least and greatest value; None for ``exact``.
+        seeds: Number of values.
+        runs: About how many values would tell, where the verdict is inconclusive.
+    """
 
     claim: str
-    """Id of the row."""
     part: str
-    """Name of the part."""
     control: bool
-    """Whether it was the row's wrong statement that was measured."""
     verdict: str
-    """``holds``, ``does not hold`` or ``inconclusive``."""
     measured: float
-    """The mean, the share, the exact number, or of ``every`` the value least inside the bounds."""
     interval: tuple[float, float] | None
-    """The 95 % interval; for ``every`` the least and greatest value; None for ``exact``."""
     seeds: int
-    """Number of values."""
     runs: int | None
-    """About how many values would tell, where the verdict is inconclusive."""
 
 
 def load(path: Path = LEDGER) -> tuple[Claim, ...]:
@@ -126,6 +135,8 @@ def load(path: Path = LEDGER) -> tuple[Claim, ...]:
     Raises:
         ValueError: If a row is not as ``claims.schema.json`` says; the message names the row.
     """
+    import jsonschema  # takes a second, and a chapter takes the rows as the tests have checked them
+
     rows = yaml.safe_load(path.read_text(encoding="utf-8"))
     schema = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
     if (error := jsonschema.exceptions.best_match(schema.iter_errors(rows))) is not None:
@@ -149,7 +160,8 @@ def _claim(row: dict[str, Any]) -> Claim:
 
 @functools.cache
 def _rows() -> dict[str, Claim]:
-    return {claim.id: claim for claim in load()}
+    rows = yaml.safe_load(LEDGER.read_text(encoding="utf-8"))
+    return {row["id"]: _claim(row) for row in rows}
 
 
 def interval(values: ArrayLike) -> tuple[float, float, float]:

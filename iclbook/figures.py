@@ -19,7 +19,9 @@ as the fallback, so that the drawing is right without the site's style sheet too
 
 import hashlib
 import html
+import importlib
 import io
+import os
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
@@ -33,7 +35,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.legend import Legend
 
-from iclbook import notebook, plotted
+from iclbook import notebook
 
 PALETTE: Mapping[str, str] = {
     "blue": "#2a67b0",
@@ -166,7 +168,8 @@ def subplots(
 def show(fig: Figure, *, alt: str, caption: str) -> None:
     """Show a figure in the page, with its caption, as SVG that fits light and dark pages.
 
-    Its text form has the caption, the alt text and what is plotted, in rounded numbers.
+    Its text form has the caption and the alt text. Where runs are compared, the environment's
+    ICLBOOK_DESCRIBE names a module whose `describe(fig)` adds what is plotted.
 
     Args:
         fig: From `subplots`. It is not changed, except for the frames of its legends and the
@@ -189,13 +192,11 @@ def show(fig: Figure, *, alt: str, caption: str) -> None:
     _demand_labels(fig)
     alt, caption = " ".join(alt.split()), " ".join(caption.split())
 
-    drawing = _draw(fig)  # which settles the limits
-    notebook.show(
-        {
-            "text/html": _markup(drawing, alt, caption),
-            "text/plain": f"Figure: {caption} [{alt}]\n{plotted.describe(fig)}",
-        }
-    )
+    drawing = _markup(_draw(fig), alt, caption)  # which settles the limits
+    text = f"Figure: {caption} [{alt}]"
+    if module := os.environ.get("ICLBOOK_DESCRIBE"):
+        text += f"\n{importlib.import_module(module).describe(fig)}"
+    notebook.show({"text/html": drawing, "text/plain": text})
     _close(fig)
 
 

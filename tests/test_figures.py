@@ -175,10 +175,21 @@ def test_the_colour_maps_are_ordered_by_lightness() -> None:
     assert np.abs(diverging - diverging[::-1]).max() < 6  # neither side looks stronger
 
 
+def test_what_is_plotted_is_told_only_where_runs_are_compared(
+    shown: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ICLBOOK_DESCRIBE", raising=False)
+    figures.show(curve(), alt="A line", caption="It rises.")
+    assert [bundle["text/plain"] for bundle in shown] == ["Figure: It rises. [A line]"]
+
+
 def test_one_bundle_is_shown_and_it_has_the_words(
-    shown: list[dict[str, str]], capsys: pytest.CaptureFixture[str]
+    shown: list[dict[str, str]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caption = "At $d < 5$ & more,\n  the risk is 0.25 at $x = 1$."
+    monkeypatch.setenv("ICLBOOK_DESCRIBE", "tools.plotted")
     figures.show(curve(), alt='Six "rising" lines', caption=caption)
     assert capsys.readouterr() == ("", "")
     (bundle,) = shown

@@ -37,6 +37,7 @@ def environment(book: Book) -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         "IPYTHONDIR": str(book.build / "ipython"),
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "ICLBOOK_DESCRIBE": "tools.plotted",
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 LEDGER = "claims.yml"
+PLOTTED = Path(__file__).with_name("plotted.py")  # says what is in a figure
 # What no check decides by, prints or records.
 PROSE_OF_ROW = {"paper", "where", "says", "anchor", "proof", "regime", "uses"}
 PROSE_OF_PART = {"decided", "by", "about", "reason"}
@@ -35,6 +36,7 @@ def ingredients(root: Path, chapter: str, cells: list[str]) -> dict[str, Any]:
     return {
         "cells": [with_newlines(cell) for cell in cells],
         "package": package(root, chapter, cells),
+        "figures": hash_of(PLOTTED.read_bytes(), is_code=True),
         "claims": rows(root / "iclbook" / LEDGER, chapter),
         "versions": versions(root / "requirements.txt"),
         "python": platform.python_version_tuple()[:2],

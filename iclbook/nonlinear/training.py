@@ -50,7 +50,8 @@ class Trajectory:
         if under[:, 0].any() or not under.any(axis=1).all():
             raise ValueError(f"level: got {level}, expected one that all runs cross")
         run, mark = np.arange(len(under)), under.argmax(axis=1)
-        high, low = np.log(self.loss[run, mark - 1]), np.log(self.loss[run, mark])
+        loss = np.maximum(self.loss, 1e-6 * level)  # at the mark it may be 0
+        high, low = np.log(loss[run, mark - 1]), np.log(loss[run, mark])
         part = (high - np.log(level)) / (high - low)
         return np.asarray(self.steps[mark - 1] + part * np.diff(self.steps)[mark - 1])
 

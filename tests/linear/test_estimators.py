@@ -251,7 +251,9 @@ def test_a_standard_error_needs_two_prompts(n: Any) -> None:  # noqa: ANN401
 
 
 def test_bad_draws_and_arrays_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^number of values: got 1, expected an integer of at lea"):
+    with pytest.raises(
+        ValueError, match=r"^number of values: got 1, expected an integer of at lea"
+    ):
         Estimate.of([1.0])
     with pytest.raises(ValueError, match=r"^values: got 1 entries that are NaN"):
         Estimate.of([1.0, np.nan])

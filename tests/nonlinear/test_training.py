@@ -175,6 +175,8 @@ def test_the_step_at_which_the_loss_falls_below_a_level_is_log_linear_between_ma
     np.testing.assert_allclose(trajectory.first_below(np.exp(-3.0)), [30, 18])
     np.testing.assert_allclose(trajectory.first_below(np.exp(-0.5)), [10 + 10 * 0.4 / 1.9, 5])
     np.testing.assert_array_equal(np.searchsorted(trajectory.steps, [30, 18]), [3, 2])
+    gone = Trajectory(np.array([0, 10, 20]), np.array([[1.0, 0.5, 0.0]]), loss, ())
+    assert np.searchsorted(gone.steps, gone.first_below(0.1)) == 2  # the mark at which it is 0
     for level in (np.exp(-3.7), 1.5):  # one run never is below it; all are from the start
         with pytest.raises(ValueError, match=f"level: got {level}, expected one that all runs"):
             trajectory.first_below(level)

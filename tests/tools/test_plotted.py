@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from iclbook import figures
 from iclbook.checks import Array
-from iclbook.plotted import describe
+from tools.plotted import describe
 
 X = np.linspace(0, 3, 50)
 HEAT = np.add.outer(np.arange(6.0) ** 2, np.arange(8.0))
