@@ -246,10 +246,10 @@ def chip(checked: Checked, claim: Claim, part: Part) -> str:
     return (
         f'<p class="icl-chip icl-{state.replace(" ", "-")}">'
         f'<a href="../{CLAIMS_PAGE}#{claim.id}">{claim.id}</a> '
+        f'<strong class="icl-state">{state}</strong> '
         f'<span class="icl-said">{html.escape(said)}</span> '
-        f'<span class="icl-measured">{html.escape(measured_text(checked, part))}</span> '
-        f'<span class="icl-bound">{html.escape(bounds_text(part))}</span> '
-        f'<strong class="icl-state">{state}{told}</strong></p>'
+        f'<span class="icl-measured">{html.escape(measured_text(checked, part))}{told}</span> '
+        f'<span class="icl-bound">{html.escape(bounds_text(part))}</span></p>'
     )
 
 

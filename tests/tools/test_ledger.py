@@ -228,7 +228,7 @@ def test_a_chip_says_what_a_referee_asks() -> None:
     chip, control = (BeautifulSoup(one.data["text/html"], "html.parser") for one in outputs)
     assert chip.a["href"] == "../claims.html#A-F1"
     text = " ".join(chip.get_text().split())
-    assert text == "A-F1 first 1.000 [0.950, 1.050], 3 seeds in [0.9, 1.1] (chosen) holds"
+    assert text == "A-F1 holds first 1.000 [0.950, 1.050], 3 seeds in [0.9, 1.1] (chosen)"
     assert "M for M + 1" in control.get_text()
     assert control.strong.get_text() == "rejected"
 
