@@ -18,16 +18,19 @@ from iclbook.linear.task import RegressionTask
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """A path in the parameters of GD-beta, and its exact risk, the floor sigma^2 included."""
+    """A path in the parameters of GD-beta, and its exact risk, the floor sigma^2 included.
+
+    Attributes:
+        times: Times (k,), or for gradient descent numbers of steps.
+        beta: Starts beta along the path, (k, d).
+        Gamma: Matrix steps Gamma along the path, (k, d, d).
+        risk: Exact risks along the path, (k,).
+    """
 
     times: Array
-    """Times (k,), or for gradient descent numbers of steps."""
     beta: Array
-    """Starts beta along the path, (k, d)."""
     Gamma: Array
-    """Matrix steps Gamma along the path, (k, d, d)."""
     risk: Array
-    """Exact risks along the path, (k,)."""
 
 
 def curvature_in_beta(task: RegressionTask, Gamma: ArrayLike) -> Array:

@@ -27,18 +27,20 @@ class ShortPrompts:
     """n prompts, reduced to what the prediction of a layer needs: 2d + 3 numbers for any M.
 
     Inputs are white here: the input itself is H^(1/2) times what is stored.
+
+    Attributes:
+        chi2: Chi-square numbers with M degrees of freedom, (n,): what the examples agree on.
+        normal: Standard normal numbers, (n,): what they do not.
+        own: H^(1/2) (beta - beta_star), what a prompt's task vector adds to the shared one, (n, d).
+        query: White queries, (n, d).
+        target: The queries' noisy labels, (n,).
     """
 
     chi2: Array
-    """Chi-square numbers with M degrees of freedom, (n,): what the examples agree on."""
     normal: Array
-    """Standard normal numbers, (n,): what they do not."""
     own: Array
-    """H^(1/2) (beta - beta_star), what a prompt's task vector adds to the shared one, (n, d)."""
     query: Array
-    """White queries, (n, d)."""
     target: Array
-    """The queries' noisy labels, (n,)."""
 
 
 def sample_short(task: RegressionTask, n: int, rng: np.random.Generator) -> ShortPrompts:

@@ -195,22 +195,25 @@ def ltb_minimum(task: RegressionTask) -> LTBMinimum:
 
 
 class Standard(NamedTuple):
-    """A task after whitening and centring, or several along leading axes; r is the size of z."""
+    """A task after whitening and centring, or several along leading axes; r is the size of z.
+
+    Attributes:
+        R: H = R R^T, (..., d, r).
+        T: What it does to tokens, (x, y) = T (z, y'), (..., d+1, r+1).
+        beta: beta_star, (..., d, 1).
+        Phi: Covariance of R^T (beta - beta_star), (..., r, r).
+        noise: sigma^2, (..., 1, 1), as are the rest.
+        tau: tr Phi + sigma^2.
+        t2: tr Phi^2.
+    """
 
     R: Array
-    """H = R R^T, (..., d, r)."""
     T: Array
-    """What it does to tokens, (x, y) = T (z, y'), (..., d+1, r+1)."""
     beta: Array
-    """beta_star, (..., d, 1)."""
     Phi: Array
-    """Covariance of R^T (beta - beta_star), (..., r, r)."""
     noise: Array
-    """sigma^2, (..., 1, 1), as are the rest."""
     tau: Array
-    """tr Phi + sigma^2."""
     t2: Array
-    """tr Phi^2."""
     M: Array
 
 

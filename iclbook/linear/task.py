@@ -10,18 +10,21 @@ from iclbook.checks import Array, as_array, as_count, as_covariance, as_generato
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """n prompts, each with M labelled pairs, a query, and the query's hidden label."""
+    """n prompts, each with M labelled pairs, a query, and the query's hidden label.
+
+    Attributes:
+        X: Covariates, (n, M, d).
+        y: Labels, (n, M).
+        x: Queries, (n, d).
+        target: The queries' labels, noise included, (n,).
+        beta: The task vectors behind the prompts, (n, d). No estimator may look at them.
+    """
 
     X: Array
-    """Covariates, (n, M, d)."""
     y: Array
-    """Labels, (n, M)."""
     x: Array
-    """Queries, (n, d)."""
     target: Array
-    """The queries' labels, noise included, (n,)."""
     beta: Array
-    """The task vectors behind the prompts, (n, d). No estimator may look at them."""
 
 
 @dataclass(frozen=True, eq=False)

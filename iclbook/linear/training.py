@@ -22,18 +22,22 @@ _Slopes = Callable[[Array, Array, Array], tuple[Array, Form]]  # losses (runs,) 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """What runs side by side were at each recorded step."""
+    """What runs side by side were at each recorded step.
+
+    Attributes:
+        steps: Number of steps taken, (k,), from 0 to the last.
+        risk: Exact population risk of each run's weights there, the floor sigma^2 included, (runs,
+            k).
+        u: The layers in their reduced form <u + W G v, x>: u, (runs, k, d), 0 for LSA.
+        v: (runs, k, d+1).
+        W: (runs, k, d, d+1).
+    """
 
     steps: NDArray[np.int64]
-    """Number of steps taken, (k,), from 0 to the last."""
     risk: Array
-    """Exact population risk of each run's weights there, the floor sigma^2 included, (runs, k)."""
     u: Array
-    """The layers in their reduced form <u + W G v, x>: u, (runs, k, d), 0 for LSA."""
     v: Array
-    """(runs, k, d+1)."""
     W: Array
-    """(runs, k, d, d+1)."""
 
     @property
     def Gamma(self) -> Array:

@@ -14,32 +14,38 @@ from iclbook.nonlinear.prompts import Prompts
 
 @dataclass(frozen=True, eq=False)
 class Growth:
-    """Mean lengths of queries and keys; a projection is the part along the token's own pattern."""
+    """Mean lengths of queries and keys; a projection is the part along the token's own pattern.
+
+    Attributes:
+        query: Norm of W_Q p_query.
+        query_along: Component of W_Q p_query along the relevant pattern of the query.
+        key: Norm of W_K p_i, over all contexts.
+        key_along: Component of W_K p_i along the relevant pattern of context i.
+    """
 
     query: float
-    """Norm of W_Q p_query."""
     query_along: float
-    """Component of W_Q p_query along the relevant pattern of the query."""
     key: float
-    """Norm of W_K p_i, over all contexts."""
     key_along: float
-    """Component of W_K p_i along the relevant pattern of context i."""
 
 
 @dataclass(frozen=True, eq=False)
 class Neurons:
-    """The rows of W_O W_V, split at coordinate dX. Angles in radians, NaN where the norm is 0."""
+    """The rows of W_O W_V, split at coordinate dX. Angles in radians, NaN where the norm is 0.
+
+    Attributes:
+        feature_norm: Norm of the first dX coordinates, (m,).
+        feature_angle: Their angle to mu_bar, the mean of the relevant patterns, (m,).
+        label_norm: Norm of the last dY coordinates, (m,).
+        label_angle: Their angle to q, (m,).
+        positive: Whether a_i > 0, (m,).
+    """
 
     feature_norm: Array
-    """Norm of the first dX coordinates, (m,)."""
     feature_angle: Array
-    """Their angle to mu_bar, the mean of the relevant patterns, (m,)."""
     label_norm: Array
-    """Norm of the last dY coordinates, (m,)."""
     label_angle: Array
-    """Their angle to q, (m,)."""
     positive: NDArray[np.bool_]
-    """Whether a_i > 0, (m,)."""
 
 
 def scores(model: OneLayerTransformer, patterns: Patterns) -> Array:

@@ -22,25 +22,27 @@ class Prompts:
     A token shows mu_pattern + kappa nu_irrelevant. The query is the last column of `pattern`,
     `irrelevant` and `kappa`. Its label is hidden: no token holds it.
 
+    Attributes:
+        patterns: What the indices count.
+        task: The task (a, b) of each prompt, (n, 2).
+        pattern: Relevant pattern of each token, (n, l + 1).
+        irrelevant: Irrelevant pattern of each token, (n, l + 1).
+        kappa: Weight of the irrelevant pattern, (n, l + 1).
+        context_label: Labels of the contexts, +1 or -1, (n, l).
+        label: Labels of the queries, +1 or -1, (n,). No model may look at them.
+
     Raises:
         ValueError: arrays that do not fit together or go beyond the patterns, labels that are not
             +1 or -1, weights that are NaN or infinite.
     """
 
     patterns: Patterns
-    """What the indices count."""
     task: Indices
-    """The task (a, b) of each prompt, (n, 2)."""
     pattern: NDArray[np.integer]
-    """Relevant pattern of each token, (n, l + 1)."""
     irrelevant: NDArray[np.integer]
-    """Irrelevant pattern of each token, (n, l + 1)."""
     kappa: NDArray[np.float32]
-    """Weight of the irrelevant pattern, (n, l + 1)."""
     context_label: NDArray[np.int8]
-    """Labels of the contexts, +1 or -1, (n, l)."""
     label: NDArray[np.int8]
-    """Labels of the queries, +1 or -1, (n,). No model may look at them."""
 
     def __post_init__(self) -> None:
         n, l, *_ = (*self.pattern.shape, 0, 0)

@@ -27,16 +27,19 @@ Models = Sequence[OneLayerTransformer]
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """What runs side by side were at each mark."""
+    """What runs side by side were at each mark.
+
+    Attributes:
+        steps: Number of steps taken, (k,), from 0 to the last.
+        loss: Hinge loss of each run on its evaluation prompts, (runs, k).
+        error: Classification error there, (runs, k).
+        snapshots: snapshots[mark][run]: a copy of the model then; empty unless asked for.
+    """
 
     steps: Indices
-    """Number of steps taken, (k,), from 0 to the last."""
     loss: Array
-    """Hinge loss of each run on its evaluation prompts, (runs, k)."""
     error: Array
-    """Classification error there, (runs, k)."""
     snapshots: tuple[tuple[OneLayerTransformer, ...], ...]
-    """snapshots[mark][run]: a copy of the model then; empty unless asked for."""
 
     def first_below(self, level: float) -> Array:
         """Step at which each run's loss falls below a level, (runs,), log-linear between marks.
@@ -58,20 +61,23 @@ class Trajectory:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a model does on n prompts."""
+    """What a model does on n prompts.
+
+    Attributes:
+        output: F(P), (n,).
+        margin: z F(P), positive where the label is right, (n,).
+        attention: Attention on the contexts, (n, l).
+        loss: Mean hinge loss.
+        error: Fraction of prompts whose label is not the sign of F(P); F(P) = 0 counts as wrong.
+        same: Mean attention on contexts that share the query's relevant pattern.
+    """
 
     output: Array
-    """F(P), (n,)."""
     margin: Array
-    """z F(P), positive where the label is right, (n,)."""
     attention: Array
-    """Attention on the contexts, (n, l)."""
     loss: float
-    """Mean hinge loss."""
     error: float
-    """Fraction of prompts whose label is not the sign of F(P); F(P) = 0 counts as wrong."""
     same: float
-    """Mean attention on contexts that share the query's relevant pattern."""
 
 
 class _State(NamedTuple):
