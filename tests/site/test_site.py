@@ -3,6 +3,7 @@
 Needs `_build/html` (`make book`) and Chromium: $CHROMIUM, or chromium or google-chrome on the PATH.
 """
 
+import json
 import os
 import re
 import shutil
@@ -11,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
+import jsonschema
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from iclbook import claims
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_build" / "html"
@@ -22,6 +26,10 @@ PAGES = sorted(
     if path.relative_to(SITE).parts[0] != "_static" and path != SITE / "index.html"
 )
 BROWSER = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+VERDICTS = (
+    *("holds", "holds in part", "not reproduced", "inconclusive"),
+    *("proved here", "measured here"),
+)
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -186,3 +194,47 @@ def contrast(one: list[float], other: list[float]) -> float:
 
     dark, light = sorted((luminance(one), luminance(other)))
     return (light + 0.05) / (dark + 0.05)
+
+
+# The ledger for other programs
+
+
+def test_the_published_ledger_is_as_its_schema_says_and_every_row_has_its_anchor() -> None:
+    rows = json.loads((SITE / "claims.json").read_text("utf8"))
+    jsonschema.validate(
+        rows, json.loads((ROOT / "tools/claims_json.schema.json").read_text("utf8"))
+    )
+    assert [row["id"] for row in rows] == [claim.id for claim in claims.load()]
+    page = (SITE / "book/claims.html").read_text("utf8")
+    assert [row["id"] for row in rows if f'id="{row["id"]}"' not in page] == []
+    assert {row["verdict"] for row in rows} <= {*VERDICTS, "not yet"}, "a chapter was not run"
+
+
+def test_the_short_address_of_a_row_leads_to_it(browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto((SITE / "claims.html").as_uri() + "#A-gap")
+    page.wait_for_url("**/book/claims.html#A-gap")
+    assert page.locator("#A-gap").is_visible()
+    page.close()
+
+
+def test_a_chapter_shows_its_checks_whole_on_a_phone(browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 840})
+    page.goto((SITE / "book/nonlinear/pruning.html").as_uri())
+    chips = page.locator("p.icl-chip")
+    assert chips.count() > 10
+    cut = chips.evaluate_all(
+        "all => all.filter(chip => chip.scrollWidth > chip.clientWidth).length"
+    )
+    assert cut == 0
+    page.close()
+
+
+def test_the_download_menu_offers_the_notebooks_that_are_there(browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto((SITE / "book/linear/prompts.html").as_uri())
+    links = page.locator("a[download]").evaluate_all("all => all.map(a => a.href)")
+    names = [Path(unquote(urlsplit(link).path)) for link in links]
+    assert {"prompts.ipynb", "prompts-exercises.ipynb"} <= {name.name for name in names}
+    assert all(name.is_file() for name in names)
+    page.close()
