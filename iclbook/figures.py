@@ -313,13 +313,13 @@ def _markup(svg: str, alt: str, caption: str) -> str:
         '<figure class="icl-figure" style="margin: 1em 0">\n'
         # whoever uses the keyboard must reach what scrolls
         f'<div class="icl-drawing" style="overflow-x: auto"{wide if least > _PHONE else ""}>'
-        f"{drawing}</div>\n<figcaption>{_caption(caption)}</figcaption>\n</figure>"
+        f"{drawing}</div>\n<figcaption>{with_mathematics(caption)}</figcaption>\n</figure>"
     )
 
 
-def _caption(caption: str) -> str:
-    """HTML of a caption: the site's MathJax looks for mathematics in this class only."""
-    parts = html.escape(caption, quote=False).split("$")
+def with_mathematics(text: str) -> str:
+    """HTML of a text with mathematics between dollar signs, in the class that MathJax looks in."""
+    parts = html.escape(text, quote=False).split("$")
     return "".join(
         rf'<span class="math notranslate nohighlight">\({part}\)</span>' if place % 2 else part
         for place, part in enumerate(parts)

@@ -20,6 +20,7 @@ from iclbook.claims import (
     bounds_text,
     measured_text,
 )
+from iclbook.figures import with_mathematics
 
 CLAIMS_PAGE = "claims.html"  # beside the chapters' folders
 KEPT = ("claim", "part", "control", "verdict")  # what a reference keeps of a record
@@ -247,7 +248,7 @@ def chip(checked: Checked, claim: Claim, part: Part) -> str:
         f'<p class="icl-chip icl-{state.replace(" ", "-")}">'
         f'<a href="../{CLAIMS_PAGE}#{claim.id}">{claim.id}</a> '
         f'<strong class="icl-state">{state}</strong> '
-        f'<span class="icl-said">{html.escape(said)}</span> '
+        f'<span class="icl-said">{with_mathematics(said)}</span> '
         f'<span class="icl-measured">{html.escape(measured_text(checked, part))}{told}</span> '
         f'<span class="icl-bound">{html.escape(bounds_text(part))}</span></p>'
     )

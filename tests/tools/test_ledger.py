@@ -31,7 +31,7 @@ ROW = Claim(
     "A-F1",
     *("A", "Figure 1", "It says.", "linear/trial", "trial"),
     regime="At d = 5.",
-    control={"says": "M for M + 1", "part": "first"},
+    control={"says": "$M$ for $M+1$", "part": "first"},
     parts=(FIRST, SECOND),
 )
 PAGE = """# Trial
@@ -229,7 +229,8 @@ def test_a_chip_says_what_a_referee_asks() -> None:
     assert chip.a["href"] == "../claims.html#A-F1"
     text = " ".join(chip.get_text().split())
     assert text == "A-F1 holds first 1.000 [0.950, 1.050], 3 seeds in [0.9, 1.1] (chosen)"
-    assert "M for M + 1" in control.get_text()
+    assert r"\(M\) for \(M+1\)" in control.get_text()
+    assert len(control.select("span.math")) == 2
     assert control.strong.get_text() == "rejected"
 
 
