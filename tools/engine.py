@@ -38,6 +38,8 @@ def environment(book: Book) -> dict[str, str]:
         "IPYTHONDIR": str(book.build / "ipython"),
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "ICLBOOK_DESCRIBE": "tools.plotted",
+        # What glibc has freed of large arrays it gives back, so that a peak is the chapter's own.
+        "MALLOC_MMAP_THRESHOLD_": str(16 * 2**20),
     }
 
 
