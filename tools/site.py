@@ -7,6 +7,7 @@ Whatever else changed, or any failure, makes the next build start afresh.
 """
 
 import contextlib
+import functools
 import gc
 import hashlib
 import json
@@ -194,7 +195,7 @@ def executed(book: Book, chapter: str) -> NotebookNode:
     run = book.stored_run(chapter)
     if run is None:
         raise BookError(f"{chapter}: no run of today's sources is stored; run `make book`")
-    rows = {row.id: row for row in claims.load(book.ledger)} if book.ledger.exists() else None
+    rows = rows_of(book.ledger, book.ledger.stat().st_mtime_ns) if book.ledger.exists() else None
     nb: NotebookNode = read_myst_markdown_notebook(book.source(chapter).read_text("utf8"))
     for cell, ran in zip(code_cells(nb), code_cells(run), strict=True):
         if rows is not None:
@@ -202,6 +203,12 @@ def executed(book: Book, chapter: str) -> NotebookNode:
         cell.update(outputs=ran.outputs, execution_count=ran.execution_count)
     nb.metadata["iclbook"] = run.metadata["iclbook"]
     return nb
+
+
+@functools.cache
+def rows_of(path: Path, _written: int) -> dict[str, claims.Claim]:
+    """Rows of a ledger by their ids, read once for each time that it was written."""
+    return {row.id: row for row in claims.load(path)}
 
 
 def fill_cache(book: Book, chapter: str, nb: NotebookNode, cache: JupyterCacheAbstract) -> None:
