@@ -15,6 +15,7 @@ import yaml
 
 LEDGER = "claims.yml"
 PLOTTED = Path(__file__).with_name("plotted.py")  # says what is in a figure
+COMMANDS = {"__main__.py", "experiments.py"}  # what a chapter shows of these lies in results
 # What no check decides by, prints or records.
 PROSE_OF_ROW = {"paper", "where", "says", "anchor", "proof", "regime", "uses"}
 PROSE_OF_PART = {"decided", "by", "about", "reason"}
@@ -37,6 +38,7 @@ def ingredients(root: Path, chapter: str, cells: list[str]) -> dict[str, Any]:
         "cells": [with_newlines(cell) for cell in cells],
         "package": package(root, chapter, cells),
         "figures": hash_of(PLOTTED.read_bytes(), is_code=True),
+        "results": results(root / "book" / "results", cells),
         "claims": rows(root / "iclbook" / LEDGER, chapter),
         "versions": versions(root / "requirements.txt"),
         "python": platform.python_version_tuple()[:2],
@@ -57,10 +59,18 @@ def package(root: Path, chapter: str, cells: list[str]) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         hidden = "__pycache__" in parts or any(part.startswith(".") for part in parts)
-        if parts[0] in foreign or hidden or parts == (LEDGER,) or not path.is_file():
+        left_out = parts[0] in foreign or parts[-1] in COMMANDS or parts == (LEDGER,)
+        if hidden or left_out or not path.is_file():
             continue
         found["/".join(parts)] = hash_of(path.read_bytes(), path.suffix == ".py")
     return found
+
+
+def results(folder: Path, cells: Iterable[str]) -> dict[str, str]:
+    """Hashes of the files of results that cells name, as in ``results("A-T1")``."""
+    quoted = {name for cell in cells for _, name in re.findall(r"""(["'])([\w.-]+)\1""", cell)}
+    files = [path for path in sorted(folder.glob("*.json")) if path.stem in quoted]
+    return {path.name: hash_of(path.read_bytes(), is_code=False) for path in files}
 
 
 def imports(cells: Iterable[str], wings: set[str]) -> set[str]:

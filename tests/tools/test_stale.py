@@ -59,6 +59,10 @@ def small(unrun: Book) -> Book:
     write(package / "a" / "deep" / "nested.py", "nested = 1\n")
     write(package / "b" / "other.py", "other = 1\n")
     write(unrun.source("b/page"), "# Page\n")
+    with unrun.source("a/one").open("a") as file:
+        file.write("\n```{code-cell} ipython3\nresults('A-F1')\n```\n")
+    for name in ("A-F1", "A-F2"):
+        write(unrun.pages / "results" / f"{name}.json", '{"cells": 1}\n')
     write(unrun.root / "requirements.txt", "numpy==1.0\n# a comment\nyaml-nowhere==2\n")
     return unrun
 
@@ -77,6 +81,8 @@ MATTERS = {
     "shared room": in_file("iclbook/shared.py", "2 * x", "3 * x"),
     "text that is printed": in_file("iclbook/shared.py", "2 * x", "'2 * x'"),
     "data": in_file("iclbook/table.csv", "1,2", "1,3"),
+    "results that a cell names": in_file("book/results/A-F1.json", "1", "2"),
+    "results that go": lambda book: (book.pages / "results" / "A-F1.json").unlink(),
     "new file": lambda book: write(book.root / "iclbook" / "new.py", "1"),
     "bound of a claim": in_file("iclbook/claims.yml", "low: 0.9", "low: 0.8"),
     "rule of a claim": in_file("iclbook/claims.yml", "rule: mean", "rule: every"),
@@ -101,6 +107,8 @@ MATTERS_NOT = {
     "docstring of a class": in_file("iclbook/shared.py", '"""Class."""', '"""Mended."""'),
     "docstring of an attribute": in_file("iclbook/shared.py", '"""Attribute."""', '""" """'),
     "docstring that goes": in_file("iclbook/shared.py", '    """Function."""\n', ""),
+    "results that no cell names": in_file("book/results/A-F2.json", "1", "2"),
+    "line ends of results": in_file("book/results/A-F1.json", "\n", "\r\n"),
     "the other wing": in_file("iclbook/b/other.py", "1", "2"),
     "row of another chapter": in_file("iclbook/claims.yml", "low: 1}", "low: 2}"),
     "what a row says": in_file("iclbook/claims.yml", "says: Something.", "says: Anything."),
@@ -111,6 +119,8 @@ MATTERS_NOT = {
     "words of the control": in_file("iclbook/claims.yml", "Something else", "Anything else"),
     "words of a part": in_file("iclbook/claims.yml", "By sight", "By hand"),
     "bytecode": lambda book: write(book.root / "iclbook" / "__pycache__" / "x.pyc", "1"),
+    "grid of an experiment": lambda book: write(book.root / "iclbook/a/experiments.py", "1"),
+    "command line": lambda book: write(book.root / "iclbook" / "__main__.py", "1"),
     "hidden file": lambda book: write(book.root / "iclbook" / ".x.swp", "1"),
     "comment in the requirements": in_file("requirements.txt", "# a comment", "# none"),
 }
