@@ -46,16 +46,16 @@ def build_site(book: Book, *, fresh: bool) -> str:
     repair(book)
     demand_space(book)
     work = book.build / "next"
-    notebooks = {chapter: executed(book, chapter) for chapter in book.chapters()}
-    today = inputs(book, notebooks)
+    runs = {chapter: run_of(book, chapter) for chapter in book.chapters()}
+    today = inputs(book, runs)
     if not fresh and today == inputs_before(work) and (book.html / "index.html").exists():
         print("the site is as its sources are")
         return address(book)
     with nothing_left_of(work):
-        start(book, work, today, fresh=fresh)
+        changed = start(book, work, today, fresh=fresh)
         cache = get_cache(work / ".jupyter_cache")  # where MyST-NB looks
-        for chapter, nb in notebooks.items():
-            fill_cache(book, chapter, nb, cache)
+        for chapter in changed & runs.keys():
+            fill_cache(book, chapter, executed(book, chapter, runs[chapter]), cache)
         succeeded = run_sphinx(book, work)
         ran = sorted(record.uri for record in cache.list_project_records())
         if ran:
@@ -104,13 +104,13 @@ def replace(book: Book, html: Path) -> None:
 # What is read again
 
 
-def inputs(book: Book, notebooks: dict[str, NotebookNode]) -> dict[str, Any]:
+def inputs(book: Book, runs: dict[str, NotebookNode]) -> dict[str, Any]:
     """Hashes of all that the site is made from: of each page, and of everything else."""
-    runs = {chapter: nb.metadata["iclbook"] for chapter, nb in notebooks.items()}
+    took = {chapter: run.metadata["iclbook"] for chapter, run in runs.items()}
     pages = {}
     for page in book.page_ids():
-        nb = notebooks.get(page)
-        outputs = [cell.outputs for cell in code_cells(nb)] if nb else []
+        run = runs.get(page)
+        outputs = [cell.outputs for cell in code_cells(run)] if run else []
         text = book.source(page).read_text("utf8") + json.dumps(outputs, sort_keys=True)
         pages[page] = stale.digest(text)
     known = {book.source(page) for page in pages}
@@ -122,7 +122,7 @@ def inputs(book: Book, notebooks: dict[str, NotebookNode]) -> dict[str, Any]:
         if path not in known and path.is_file() and "__pycache__" not in path.parts:
             rest.update(f"{path} {path.stat().st_size}\n".encode())
             rest.update(path.read_bytes())
-    return {"pages": pages, "runs": runs, "rest": rest.hexdigest(), "python": sys.version}
+    return {"pages": pages, "runs": took, "rest": rest.hexdigest(), "python": sys.version}
 
 
 def inputs_before(work: Path) -> dict[str, Any]:
@@ -134,22 +134,27 @@ def inputs_before(work: Path) -> dict[str, Any]:
     return before
 
 
-def start(book: Book, work: Path, today: dict[str, Any], *, fresh: bool) -> None:
-    """Leave in the working folder what would be made today as it was last time."""
+def start(book: Book, work: Path, today: dict[str, Any], *, fresh: bool) -> set[str]:
+    """Leave in the working folder what would be made today as it was last time.
+
+    Returns:
+        The pages that Sphinx has to read.
+    """
     before = inputs_before(work)
     if fresh or any(before.get(name) != today[name] for name in ("rest", "python")):
         shutil.rmtree(work, ignore_errors=True)
-        return
+        return set(today["pages"])
     (work / "inputs.json").unlink()
     for name in ("html", ".jupyter_cache"):
         shutil.rmtree(work / name, ignore_errors=True)
     for wheel in (book.html / "notebooks").glob("*.whl"):  # the package has not changed either
         (work / "html" / "notebooks").mkdir(parents=True, exist_ok=True)
         shutil.copy2(wheel, work / "html" / "notebooks")
-    for page, made_from in today["pages"].items():
-        if before["pages"].get(page) != made_from:
-            # By itself Sphinx looks at the time of a page only, and at no output.
-            (work / ".doctrees" / "book" / f"{page}.doctree").unlink(missing_ok=True)
+    changed = {page for page, text in today["pages"].items() if before["pages"].get(page) != text}
+    for page in changed:
+        # By itself Sphinx looks at the time of a page only, and at no output.
+        (work / ".doctrees" / "book" / f"{page}.doctree").unlink(missing_ok=True)
+    return changed
 
 
 # Sphinx
@@ -186,8 +191,8 @@ def run_sphinx(book: Book, work: Path) -> bool:
     return bool(result == 0)
 
 
-def executed(book: Book, chapter: str) -> NotebookNode:
-    """The chapter as Sphinx reads it, with the outputs of its stored run, checks as chips.
+def run_of(book: Book, chapter: str) -> NotebookNode:
+    """The stored run of a chapter, its checks as chips.
 
     Raises:
         BookError: If there is no run of today's key.
@@ -195,11 +200,17 @@ def executed(book: Book, chapter: str) -> NotebookNode:
     run = book.stored_run(chapter)
     if run is None:
         raise BookError(f"{chapter}: no run of today's sources is stored; run `make book`")
-    rows = rows_of(book.ledger, book.ledger.stat().st_mtime_ns) if book.ledger.exists() else None
+    if book.ledger.exists():
+        rows = rows_of(book.ledger, book.ledger.stat().st_mtime_ns)
+        for cell in code_cells(run):
+            ledger.decorate(cell.outputs, rows)
+    return run
+
+
+def executed(book: Book, chapter: str, run: NotebookNode) -> NotebookNode:
+    """The chapter as Sphinx reads it, with the outputs of a run."""
     nb: NotebookNode = read_myst_markdown_notebook(book.source(chapter).read_text("utf8"))
     for cell, ran in zip(code_cells(nb), code_cells(run), strict=True):
-        if rows is not None:
-            ledger.decorate(ran.outputs, rows)
         cell.update(outputs=ran.outputs, execution_count=ran.execution_count)
     nb.metadata["iclbook"] = run.metadata["iclbook"]
     return nb

@@ -132,15 +132,29 @@ def test_a_changed_output_is_read_though_its_page_is_old(book: Book) -> None:
     assert book.source("a/one").stat() == before
 
 
+def test_only_a_changed_chapter_is_parsed(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+    real = site.read_myst_markdown_notebook
+    monkeypatch.setattr(
+        site, "read_myst_markdown_notebook", lambda text: parsed.append(text) or real(text)
+    )
+    change(book.source("index"), "# Index", "# The index")
+    build_site(book, fresh=False)
+    assert not parsed
+    change(book.source("a/one"), "The risk of two", "The risk of 2")
+    build_site(book, fresh=False)
+    assert len(parsed) == 1
+
+
 @pytest.mark.parametrize("name", ["_config.yml", "book/references.bib", "iclbook/risk.py"])
 def test_whatever_else_changes_is_built_afresh(book: Book, name: str) -> None:
-    notebooks = {"a/one": site.executed(book, "a/one")}
-    before = site.inputs(book, notebooks)
+    runs = {"a/one": site.run_of(book, "a/one")}
+    before = site.inputs(book, runs)
     with (book.root / name).open("a") as file:
         file.write("\n")
-    today = site.inputs(book, notebooks)
+    today = site.inputs(book, runs)
     assert today["rest"] != before["rest"]
-    site.start(book, book.build / "next", today, fresh=False)
+    assert site.start(book, book.build / "next", today, fresh=False) == today["pages"].keys()
     assert not (book.build / "next").exists()
 
 
@@ -192,7 +206,7 @@ def test_one_killed_after_them_leaves_nothing(book: Book) -> None:
 def test_a_killed_build_is_not_gone_on_with(book: Book) -> None:
     """What a build was made from is on record only from its end to the start of the next."""
     work = book.build / "next"
-    today = site.inputs(book, {"a/one": site.executed(book, "a/one")})
+    today = site.inputs(book, {"a/one": site.run_of(book, "a/one")})
     site.start(book, work, today, fresh=False)
     assert (work / ".doctrees").exists()
     assert site.inputs_before(work) == {}
