@@ -22,7 +22,7 @@ from iclbook.claims import (
 )
 from iclbook.figures import with_mathematics
 
-CLAIMS_PAGE = "claims.html"  # beside the chapters' folders
+CLAIMS_PAGE = "claims.html"
 KEPT = ("claim", "part", "control", "verdict")  # what a reference keeps of a record
 _PROVES = "proposition|theorem|lemma|corollary|proof"
 
@@ -243,10 +243,10 @@ def chip(checked: Checked, claim: Claim, part: Part) -> str:
     else:
         said, state = part.name, checked.verdict
     told = f" (about {checked.runs} runs would tell)" if checked.runs else ""
-    # A chapter lies one folder below the page of claims.
+    up = "../" * claim.chapter.count("/")  # from the chapter to the folder of the page of claims
     return (
         f'<p class="icl-chip icl-{state.replace(" ", "-")}">'
-        f'<a href="../{CLAIMS_PAGE}#{claim.id}">{claim.id}</a> '
+        f'<a href="{up}{CLAIMS_PAGE}#{claim.id}">{claim.id}</a> '
         f'<strong class="icl-state">{state}</strong> '
         f'<span class="icl-said">{with_mathematics(said)}</span> '
         f'<span class="icl-measured">{html.escape(measured_text(checked, part))}{told}</span> '

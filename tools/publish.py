@@ -77,6 +77,10 @@ def build_wheel(root: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as copy:
         bare = shutil.ignore_patterns("__pycache__")
         shutil.copytree(root / "iclbook", Path(copy, "iclbook"), ignore=bare)
+        found = Path(copy, "iclbook", "results")  # where the package looks for them without a book
+        found.mkdir()
+        for path in sorted((root / "book" / "results").glob("*.json")):
+            shutil.copy(path, found)
         for name in ("pyproject.toml", "LICENSE"):
             shutil.copy(root / name, copy)
         command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
@@ -91,10 +95,11 @@ def build_wheel(root: Path, folder: Path) -> None:
 
 def install_cells(site: Site, chapter: str, wheel: str) -> list[NotebookNode]:
     """What a reader sees first: where this comes from, and what installs the package."""
+    up = "../" * chapter.count("/")
     words = (
         f"*This notebook is the chapter “{site.titles[chapter]}” of the book "
         f"“{site.book.config().get('title', '')}”.* "
-        f"To run it, download [{wheel}](../{wheel}) too, from the download menu of the chapter's "
+        f"To run it, download [{wheel}]({up}{wheel}) too, from the download menu of the chapter's "
         "page, and put it into the same folder. The next cell installs it, with what it needs."
     )
     code = f"""\
