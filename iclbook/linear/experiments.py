@@ -14,13 +14,10 @@ CONTROLS: list[Cell] = [
     LINEAR | LONE | {"mlp": True},
     LINEAR | BARE,
     LONE,
-    LONE | {"constant": True},
-    LONE | {"bias": True},
     LONE | {"mlp": True},
     {"own": False},
     {"own": False, "mlp": True},
     BARE,
-    BARE | {"constant": True},
     {"softmax": False},
     {"softmax": False, "mlp": True},
 ]
@@ -43,7 +40,7 @@ def _full(seeds: int) -> list[Cell]:
         for depth, width in SIZES
         for mlp in both
     ]
-    kinds += [{"signal": signal} | mlp for signal in (1, 3) for mlp in both]
+    kinds += [{"signal": 3} | mlp for mlp in both]
     kinds += [{"signal": 10} | control for control in CONTROLS]
     kinds += [{"signal": 10, "steps": 12_000} | mlp for mlp in both]
     return [{"seed": seed} | kind for seed in range(seeds) for kind in kinds]
