@@ -69,7 +69,8 @@ def executor(scheduler: str | None, workers: int | None) -> Executor:
 
         # `Client` alone would wait for ever for what takes a call and says nothing.
         secrets = distributed.Security().get_connection_args("client")
-        asyncio.run(asyncio.wait_for(distributed.comm.core.connect(scheduler, **secrets), PATIENCE))
+        call = distributed.comm.core.connect(scheduler, **secrets)
+        asyncio.run(asyncio.wait_for(call, PATIENCE)).abort()
         pool: Executor = distributed.Client(scheduler, timeout=PATIENCE).get_executor()
     except Exception as error:  # noqa: BLE001 (what is no scheduler may answer anything)
         said = f"--scheduler: got {scheduler}, where no Dask scheduler answers ({error!r})."

@@ -1,4 +1,4 @@
-"""A small GPT-2 for both papers, in one file (chapters linear/gpt2-mlp, nonlinear/layers)."""
+"""A small GPT-2 for both papers, in one file (chapters linear/gpt2-mlp, nonlinear/digits)."""
 
 import math
 from collections.abc import Callable

@@ -106,8 +106,7 @@ def sweep(
             raise ValueError(f"cells: got {cell!r}, expected dicts that differ and JSON returns")
     name, version = f"{function.__module__}.{function.__qualname__}", code_version(function)
     folder = Path(folder).resolve()
-    owner = _read(folder / "sweep.json").get("function", name)
-    if owner != name:
+    if (owner := _read(folder / "sweep.json").get("function", name)) != name:
         raise ValueError(f"folder: got {folder} with cells of {owner}, expected those of {name}")
     write_whole(folder / "sweep.json", json.dumps({"function": name}))
     paths = [folder / f"{_digest(json.dumps([name, version, text]))}.json" for text in texts]

@@ -1,4 +1,4 @@
-"""A GPT-2 on the prompts of paper B: error, attention and neurons (chapter nonlinear/layers)."""
+"""A GPT-2 on the prompts of paper B: error, attention and neurons."""
 
 import copy
 from typing import Any, cast
